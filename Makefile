@@ -132,9 +132,11 @@ fuzz: .venv/installed-dev
 	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \
 		test -z "$$failed" || { echo "broken:$$failed; see build/fuzz/"; exit 1; }
 
-# Generates docs/recipe.md from the pydantic models, and builds the documentation site in build/site.
+# Generates docs/recipe.md from the pydantic models and docs/commands.md from the commands, and builds the documentation
+# site in build/site.
 docs: .venv/installed-dev
 	$(BIN)/python tools/recipe_page.py
+	$(BIN)/python tools/commands_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 docs-serve: docs

@@ -1,23 +1,19 @@
-"""Writers of docs/benchmarks.md and its plot, which depend only on a results file.
+"""Writer of docs/benchmarks.md and its plot, which depend only on a results file.
 
 The table has a row per peer. Below the table, the page explains each measure: the measured quantity, the settings, and
-the limits. The plot shows the ratios on a logarithmic axis, so the ratios 2 and 1/2 have equal distances from 1.
+the limits.
 """
 
-import statistics
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from matplotlib.axes import Axes
+from bench_plot import draw
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from measuring import OURS, Machine, Measure, Results, comparison, number, ratios, spread
+from measuring import OURS, Machine, Measure, Results, comparison, spread
 
 from tinyllama.files import atomic_write
 
-OURS_INK, THEIRS_INK, EVEN_INK, GRID = "#2a6fbb", "#d95f02", "#7a828e", "#e6e6e6"
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 TITLES = {
     "tokenization": "Text to tokens",
     "loading": "Tokens to batches",
@@ -49,7 +45,7 @@ def page(results: Results) -> Iterator[str]:
         "ratio above 1 means that tinyllama is better. The tables show the median of the rounds, with minimum and",
         "maximum.",
         "",
-        "![Speed of tinyllama relative to the other programs, on a logarithmic axis](benchmarks.png)",
+        "![Speed, memory and time of tinyllama and the other programs, one panel per question](benchmarks.png)",
         "",
         *machine_lines(results),
         "",
@@ -126,49 +122,3 @@ def version_lines(results: Results) -> Iterator[str]:
 def dashed(words: str) -> str:
     """Replace the hyphen of a range by a dash."""
     return words.replace("-", "\N{EN DASH}")
-
-
-def draw(results: Results) -> Figure:
-    """Draw a line per measure and peer: the median and the range of the rounds' ratios."""
-    rows = [(measure, peer) for measure in results.measures for peer in measure.programs if peer != OURS]
-    height = 0.9 + 0.26 * len(rows)
-    figure = Figure(figsize=(10, height), dpi=160)
-    axes = figure.add_axes((0.5, 0.6 / height, 0.46, 1 - 0.7 / height))
-    for place, (measure, peer) in enumerate(rows):
-        draw_ratio(axes, place, ratios(measure, peer))
-        if place == 0 or rows[place - 1][0] is not measure:
-            draw_name(axes, place, measure.name)
-    axes.set_yticks(range(len(rows)), [peer for _, peer in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xscale("log", base=2)
-    axes.margins(x=0.12)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
-    axes.axvline(1, color=EVEN_INK, linewidth=1.2)
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.set_xlabel(
-        f"speed relative to the program (memory: its inverse): median and range of the rounds, {results.date}",
-        fontsize=9,
-    )
-    axes.xaxis.set_label_coords(1, -0.4 / (height - 0.7))
-    axes.xaxis.label.set_horizontalalignment("right")
-    return figure
-
-
-def draw_name(axes: Axes, place: int, name: str) -> None:
-    """Write the measure's name before its first peer, with a line above it."""
-    axes.text(-1.05, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    line = [-1.05, 1], [place - 0.5, place - 0.5]
-    axes.plot(*line, transform=axes.get_yaxis_transform(), color=GRID, linewidth=0.8, clip_on=False)
-
-
-def draw_ratio(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """Draw a range with its median, in another color if the other program is better."""
-    middle = statistics.median(values)
-    ink = OURS_INK if middle >= 1 else THEIRS_INK
-    axes.plot([min(values), max(values)], [place, place], color=ink, linewidth=3, alpha=0.4, solid_capstyle="round")
-    axes.plot([middle], [place], "o", color=ink, markersize=5)
-    text = number(middle, ".2f")
-    axes.annotate(text, (max(values), place), (6, 0), textcoords="offset points", va="center", fontsize=8, bbox=PAPER)

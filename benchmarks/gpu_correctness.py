@@ -166,7 +166,7 @@ def small_model(device: str, precision: torch.dtype) -> Llama:
 
 def compute(model: Llama, ids: Tensor) -> Outcome:
     """Compute the outcome of a model on ids int64[B, T + 1]."""
-    ids = ids.to(model.embedding.weight.device)
+    ids = ids.to(model.device)
     with torch.no_grad():
         logits = model(ids[:, :-1])
     loss = model.loss(ids[:, :-1], ids[:, 1:])

@@ -2,11 +2,12 @@
 
 CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. A link to one of these files becomes a link to
 its page. A link to a file that is not a page leads to the repository, or becomes plain text if no repository is
-configured.
+configured. The header shows the version.
 """
 
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,7 +17,11 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
 """Pages in the repository's root: file name to page name."""
-GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/__init__.py"}
+GENERATED_FROM = {
+    "recipe.md": "src/tinyllama/recipe/__init__.py",
+    "commands.md": "src/tinyllama/cli/__init__.py",
+    "python.md": "src/tinyllama/api.py",
+}
 """Generated pages, and the source file of each."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
@@ -24,7 +29,9 @@ _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Disable edit links if no repository is configured."""
+    """Add the version to the name of the site, and disable edit links if no repository is configured."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.site_name = f"{config.site_name} {project['version']}"
     if not config.repo_url:
         config.repo_url = config.edit_uri = None
     return config
@@ -46,6 +53,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     parts = _FENCED.split(markdown)
     parts[::2] = [adapt_links(part, source, config.repo_url or "") for part in parts[::2]]
     return "".join(parts)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Keep the theme's script from requesting the numbers of stars and forks from the repository's host."""
+    return output.replace(' data-md-component="source"', "")
 
 
 def source_of(page: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from tinyllama.data.order import sequences
     from tinyllama.data.store import TokenStore
-    from tinyllama.errors import InputError
+    from tinyllama.errors import InputError, RunStoppedError
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import Sampling
     from tinyllama.model.llama import Llama
@@ -34,6 +34,7 @@ __all__ = [
     "Recipe",
     "ReleaseResult",
     "Run",
+    "RunStoppedError",
     "Sampling",
     "TokenStore",
     "Tokenizer",
@@ -53,6 +54,7 @@ _MODULES = {
     "InputError": "errors",
     "Llama": "model.llama",
     "Recipe": "recipe",
+    "RunStoppedError": "errors",
     "Sampling": "model.generation",
     "TokenStore": "data.store",
     "Tokenizer": "tokenizer",

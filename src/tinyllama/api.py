@@ -157,8 +157,8 @@ def train_tokenizer(
     """Train a Llama-style BPE tokenizer on the recipe's sources, and save it in the folder that the recipe names.
 
     `vocab_size` includes 3 special tokens and 256 byte tokens; by default, it is the recipe's `vocab_size`, or 8,192.
-    `sample_bytes` is the amount of text to train on. With `force`, an existing tokenizer is replaced. Raises the same
-    errors as `prepare.selection.train_recipe_tokenizer`.
+    `sample_bytes` is the amount of text to train on. With `force`, an existing tokenizer is replaced. Raises InputError
+    if a source has no text to train on, or if the folder contains a tokenizer that must not be replaced.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
@@ -170,8 +170,8 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     """Check the recipe, print warnings, and write the recipe's token store, or complete an unfinished one.
 
     The store is returned, or None if the work was submitted to Slurm. With `strict`, a file without a usable row is an
-    error. Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe,
-    or the release of a milestone checkpoint, would fail.
+    error. Raises InputError if a file cannot be read to its end, if the store was made with other settings, or if
+    training with the recipe, or the release of a milestone checkpoint, would fail.
     """
     from tinyllama.preflight import check_recipe, load_tokenizer
     from tinyllama.prepare import pipeline
@@ -187,8 +187,9 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
 
     With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
     every rank calls this function. The first Ctrl-C saves a checkpoint at the end of the step and raises
-    KeyboardInterrupt; the second raises KeyboardInterrupt immediately. Raises the same errors as `train.loop.train`.
-    Also raises InputError if the release of a milestone checkpoint would fail.
+    KeyboardInterrupt; the second raises KeyboardInterrupt immediately. Raises InputError if the store, the tokenizer or
+    an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
+    RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train
@@ -204,7 +205,7 @@ def _require_recipe(recipe: object, function: str) -> None:
     """Raise InputError if a function was called with the path of a recipe, or another object, instead of a recipe."""
     if not isinstance(recipe, Recipe):
         source = repr(os.fspath(recipe)) if isinstance(recipe, str | os.PathLike) else "PATH"
-        raise InputError(f"{function}: a {type(recipe).__name__}, not a Recipe; load it: Recipe.load({source})")
+        raise InputError(f"{function}: expected a Recipe, not {type(recipe).__name__}; load it: Recipe.load({source})")
 
 
 def release_run(
@@ -222,8 +223,8 @@ def release_run(
     By default, the newest checkpoint is released in the recipe's formats. `average` is the number of checkpoints to
     average, and `average_decay` the weight of each one relative to the next newer one. With `force`, an existing
     release is replaced. With `reuse`, an existing release of the same checkpoint is returned unchanged, unless `force`,
-    `formats`, `average` or `average_decay` is given. Raises the same errors as `release.release.release_run` and
-    `release.convert.release_external_weights`.
+    `formats`, `average` or `average_decay` is given. Raises InputError if the model is damaged, if a format's library
+    is missing, or if the release exists. Raises RunStoppedError if an engine rejects a released file or crashes.
     """
     from tinyllama.release import convert
     from tinyllama.release import release as checkpoints
@@ -273,8 +274,8 @@ def evaluate_model(
 
     With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of solved examples
     before each item, by default the task's own number. `batch_size` is for models that are no Llama 2. The model card
-    of a release is updated. Under torchrun, ranks other than 0 return None. Raises the same errors as
-    `evaluate.evaluation.evaluate`.
+    of a release is updated. Under torchrun, ranks other than 0 return None. Raises InputError if the model, a task, its
+    data or lm-eval is not available.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
     from tinyllama.model.llama import PRECISIONS
@@ -306,7 +307,8 @@ def generate_text(
     """Return the prompt and its continuation, by default the most probable one (greedy).
 
     `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. The other arguments are the fields
-    of `Sampling`. Raises the same errors as `stream_text`.
+    of `Sampling`. Raises InputError if the model or its tokenizer is missing, if an argument is out of range, or if the
+    prompt fills the model's context.
     """
     from tinyllama.model.generation import Sampling
 
@@ -324,8 +326,8 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the prompt, then each part of its continuation as soon as it is generated.
 
-    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. Raises InputError if the model or
-    its tokenizer is missing, and the same errors as `model.generation.generate`.
+    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. Raises the same errors as
+    `generate_text`.
     """
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.llama import Llama

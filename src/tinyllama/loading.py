@@ -81,8 +81,8 @@ def _similar_run(name: str) -> str:
 def load_model(source: str | os.PathLike[str], precision: torch.dtype = torch.float32) -> Llama:
     """Load a model in evaluation mode, with activations of the dtype `precision`.
 
-    See `resolve_model` for the values of `source`. Raises InputError if `source` has no model, if the model's files are
-    damaged, or if the model is not a Llama 2.
+    `source` is a run (its newest checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name. Raises
+    InputError if `source` has no model, if the model's files are damaged, or if the model is not a Llama 2.
     """
     location = resolve_model(source)
     if location.is_checkpoint:
@@ -96,7 +96,10 @@ def load_model(source: str | os.PathLike[str], precision: torch.dtype = torch.fl
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
-    """Load a model's tokenizer, without tokens that have no row in the model's embedding; see `Tokenizer.fitted`."""
+    """Load a model's tokenizer, without tokens that have no row in the model's embedding.
+
+    Raises InputError if `source` has no model or no tokenizer, or if a token of plain text has no row.
+    """
     location = resolve_model(source)
     tokenizer = Tokenizer.load(location.tokenizer_folder)
     rows = None if location.is_checkpoint else read_json(location.folder / "config.json").get("vocab_size")

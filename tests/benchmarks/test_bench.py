@@ -77,6 +77,21 @@ def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path)
     assert peers >= {"tokenizers", "sentencepiece", "datatrove", "litdata", "litgpt", "transformers", "lm-eval"}
 
 
+def test_plot_has_a_panel_per_question_with_training_first(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    plot, measuring = (runpy.run_path(str(BENCHMARKS / f"{name}.py")) for name in ("bench_plot", "measuring"))
+    results = measuring["read_results"](ROOT / "docs/benchmarks.json")
+    compared = [measure for measure in results.measures if len(measure.programs) > 1]
+    panels = dict(plot["panels_of"](results))
+    shown = [(measure.name, measure.unit) for measures in panels.values() for measure in measures]
+    assert sorted(shown) == sorted((measure.name, measure.unit) for measure in compared)
+    assert shown[0] == ("training speed", "tokens/s")
+    for axes, measures in zip(plot["draw"](results).axes, panels.values(), strict=True):
+        bars = [bar.get_width() for bar in axes.patches]
+        assert len(bars) == sum(len(measure.programs) for measure in measures)
+        assert max(bars) > 0.4 * axes.get_xlim()[1]  # the values of another panel do not set the axis
+
+
 @pytest.mark.parametrize(
     ("change", "keyword"),
     [

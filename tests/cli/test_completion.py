@@ -14,6 +14,8 @@ from tests.cluster.launch import lint_errors
 from tests.conftest import cannot_run
 
 from tinyllama import cli
+from tinyllama.recipe import Source
+from tinyllama.recipe.loading import field_infos
 
 SHELLS = ("bash", "zsh", "fish")
 CASES = {
@@ -27,12 +29,34 @@ CASES = {
     "tinyllama train demo --train.compile ": {"true", "false"},
     "tinyllama evaluate runs/mine --precision ": {"bf16", "fp16", "fp32"},
     "tinyllama tokenizer train demo --model.tie": {"--model.tie_embeddings"},
+    "tinyllama train demo --data.sources.starcoderdata.w": {"--data.sources.starcoderdata.weight"},
+    "tinyllama tokenizer train dark.yaml --data.sources.b": {
+        f"--data.sources.books.{field}" for field, _ in field_infos(Source)
+    },
+    "tinyllama plan dark.yaml --data.sources.second.clean.lang": {"--data.sources.second.clean.language"},
+    "tinyllama plan dark.yaml --data.sources.second.holdout ": {"tail"},
     "tinyllama watch --no": {"--no-open-browser"},
     "tinyllama train d": {"demo", "dark.yaml"},
     "tinyllama plan demo --al": set(),
     "tinyllama train demo --al": {"--allow-change"},
 }
 """Command lines, and the completions of their last word. In the folder are `dark.yaml` and `drop.txt`."""
+RECIPE = """\
+data:
+  # the sources
+  sources:  # two of them
+    books:
+      format: text
+      weight: 1
+
+    "second": {format: jsonl, weight: 2}
+    b$(touch expanded): {format: jsonl, weight: 1}
+  stages:
+    - weights: {books: 1}
+train:
+  sources:
+    other: 1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +71,8 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("dark.yaml", "drop.txt"):
-        (tmp_path / name).touch()
+    (tmp_path / "dark.yaml").write_text(RECIPE)
+    (tmp_path / "drop.txt").touch()
     return tmp_path
 
 
@@ -113,6 +137,7 @@ def _read(terminal: int, seconds: float) -> str:
 @pytest.mark.parametrize("line", CASES)
 def test_bash_completes_the_last_word(scripts: Path, folder: Path, line: str) -> None:
     assert complete_in_bash(scripts / "bash", line, folder) == CASES[line]
+    assert not (folder / "expanded").exists()
 
 
 @pytest.mark.parametrize("line", CASES)

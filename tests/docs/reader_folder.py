@@ -22,6 +22,7 @@ FROM_RAW_TEXT = (
     "docs/own-data.md",
     "docs/scale.md",
     "docs/tinyllama-run.md",
+    "docs/tutorial.md",
 )
 """Pages that start with raw text only; the others also find the output of all stages."""
 MAKES_ITS_OWN_TEXT = "docs/own-data.md"

@@ -6,6 +6,7 @@ printed exactly.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from tests.docs.reader_folder import copy_for, run_stages, write_raw, write_reci
 from tests.docs.shell import Shell
 
 from tinyllama.recipe import Recipe, flatten
+
+NOTEBOOK = "tutorial.md"
+"""Page whose Python blocks use the names of earlier blocks."""
+CELL_END = "\f"
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +43,9 @@ def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_runs(page: Path, prepared: Path, shell: Shell, tmp_path: Path) -> None:
     copy_for(page.relative_to(ROOT).as_posix(), prepared, tmp_path, shell)
+    if page.name == NOTEBOOK:
+        run_notebook(blocks_of(page), shell, tmp_path)
+        return
     for block in blocks_of(page):
         assert block.language in LANGUAGES, f"{block.place}: no way to run this; use one of {LANGUAGES}"
         path = tmp_path / (block.title or ".snippet.py")
@@ -60,8 +68,26 @@ def run(block: Block, script: str, shell: Shell, folder: Path) -> None:
     except AssertionError as error:
         raise AssertionError(f"{block.place}: {error}") from None
     if block.output and rules.EXCLUDED_MARK not in printed:
-        missing = missing_line(block.output, printed, is_for_another_python(ROOT / block.page))
-        assert missing is None, f"{block.place}: the page shows {missing!r}; printed was\n{printed}"
+        compare(block, block.output, printed)
+
+
+def compare(block: Block, output: str, printed: str) -> None:
+    missing = missing_line(output, printed, is_for_another_python(ROOT / block.page))
+    assert missing is None, f"{block.place}: the page shows {missing!r}; printed was\n{printed}"
+
+
+def run_notebook(blocks: Sequence[Block], shell: Shell, folder: Path) -> None:
+    """Write the files of a page, then run its Python blocks in one process, as in a notebook."""
+    for block in blocks:
+        if block.title:
+            (folder / block.title).write_text(block.body)
+    cells = [block for block in blocks if block.language == "python" and not block.title]
+    (folder / ".snippet.py").write_text("".join(f"{cell.body}print(end={CELL_END!r})\n" for cell in cells))
+    printed = shell.run("python --snippet .snippet.py", folder).split(CELL_END)
+    assert len(printed) == len(cells) + 1
+    for cell, own in zip(cells, printed[:-1], strict=True):
+        if cell.output:
+            compare(cell, cell.output, own)
 
 
 def check_recipe(block: Block, folder: Path) -> None:

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
 from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.docs.blocks import ROOT
-from tools import recipe_page
+from tools import commands_page, recipe_page
 
+import tinyllama
+from tinyllama.cli import COMMANDS
+from tinyllama.cli.arguments import describe
 from tinyllama.recipe import Recipe
 
 REPOSITORY = "https://example.org/owner/tinyllama"
@@ -86,8 +89,26 @@ def test_links_to_the_repository_name_existing_files(site: Path) -> None:
     assert ("blob", "src/tinyllama/recipes/demo.yaml") in found
 
 
-def test_recipe_page_is_up_to_date() -> None:
-    assert recipe_page.PAGE.read_text() == recipe_page.page(), "docs/recipe.md is out of date: make docs"
+def test_header_has_the_version_and_the_repository(site: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name, text in pages(site).items():
+        header = text.partition("<header")[2].partition("</header>")[0]
+        assert f"tinyllama {version}" in header, name
+        assert re.search(rf'<a href="?{re.escape(REPOSITORY)}"? [^>]*class="?md-source', header), name
+        assert "data-md-component=source" not in text.replace('"', ""), name  # it requests the repository's statistics
+
+
+@pytest.mark.parametrize("generator", [recipe_page, commands_page], ids=["recipe", "commands"])
+def test_generated_page_is_up_to_date(generator: Any) -> None:
+    assert generator.PAGE.read_text() == generator.page(), f"{generator.PAGE.name} is out of date: make docs"
+
+
+def test_commands_page_describes_every_command_and_option() -> None:
+    sections = dict(re.findall(r"^## `tinyllama ([a-z ]+)`\n(.*?)(?=^##|\Z)", commands_page.page(), re.M | re.S))
+    assert sections.keys() == COMMANDS.keys()
+    for name, command in COMMANDS.items():
+        options = [argument.name for argument in describe(name, command).arguments]
+        assert not [option for option in options if f"| `{option}" not in sections[name]], name
 
 
 def test_recipe_page_describes_every_field() -> None:
@@ -98,6 +119,11 @@ def test_recipe_page_describes_every_field() -> None:
             assert f"| `{name}` |" in text
     assert "`adamw` or `muon`" in text
     assert "| `every_steps` | integer > 0, in steps | `1000` |" in text
+
+
+def test_python_reference_has_every_public_name(site: Path) -> None:
+    text = (site / "python.html").read_text()
+    assert not [name for name in tinyllama.__all__ if f'id="tinyllama.{name}"' not in text]
 
 
 def test_search_index_has_the_recipe_fields(site: Path) -> None:
@@ -142,6 +168,13 @@ def test_page_is_readable_in_both_schemes_and_on_a_phone(
         keep_screenshot(seen.page, f"docs-{name}-{scheme}")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0], "wider than the screen"
         assert seen.page.locator("h1").first.is_visible()
+        blocks = seen.page.locator(".highlight pre > code")
+        hidden = blocks.evaluate_all(
+            "all => all.filter(code => code.scrollWidth > code.clientWidth)"
+            ".map(code => [code.closest('.highlight').className, getComputedStyle(code).backgroundAttachment])"
+        )
+        shadows = "local, local, scroll, scroll, scroll"
+        assert {tuple(found) for found in hidden} <= {("language-text highlight", shadows)}
         if name == "design":  # both diagrams are drawn
             seen.page.locator("div.mermaid").nth(1).wait_for(timeout=60_000)
             assert seen.page.locator("pre.mermaid").count() == 0

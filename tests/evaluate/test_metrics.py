@@ -1,4 +1,4 @@
-"""Bits per byte of correct continuations."""
+"""Bits per byte of correct continuations, and the accuracy of a random choice."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.task import Task
 from tests.evaluate.conftest import loaded, our_model, scored
 
-from tinyllama.evaluate.harness import bits_per_byte
+from tinyllama.evaluate.harness import bits_per_byte, chance
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "winogrande", "boolq"])
@@ -41,7 +41,16 @@ def correct_pair(task: Task, item: dict[str, str]) -> tuple[str, str]:
             return f"Question: {item['question']}\nAnswer:", f" {choices[item['answerKey']]}"
 
 
-def test_tasks_without_correct_continuations_have_no_bits_per_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chance_is_the_mean_over_items_with_different_numbers_of_choices() -> None:
+    task = loaded("arc_easy")
+    items = list(task.eval_docs)
+    few = next(number for number, item in enumerate(items) if len(item["choices"]["text"]) != 4)
+    task.build_all_requests(samples=[0, few])
+    expected = (1 / 4 + 1 / len(items[few]["choices"]["text"])) / 2
+    assert chance(task) == {"chance": pytest.approx(expected)}
+
+
+def test_tasks_without_choices_have_neither_bits_per_byte_nor_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     task = loaded("arc_easy")
     monkeypatch.setattr(task, "OUTPUT_TYPE", "generate_until")
-    assert bits_per_byte(task) == {}
+    assert bits_per_byte(task) == chance(task) == {}

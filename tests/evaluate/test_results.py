@@ -51,7 +51,14 @@ def test_score_prefers_acc_norm_and_is_in_per_cent() -> None:
 def test_every_score_is_listed_with_its_error_and_items() -> None:
     rows = {
         "piqa": {"acc": 0.5, "acc_stderr": 0.01, "acc_norm": 0.6, "acc_norm_stderr": 0.02, "bits_per_byte": 1.5},
-        "lambada_openai": {"acc": 0.25, "acc_stderr": 0.01, "perplexity": 12.5, "perplexity_stderr": 0.5, "items": 10},
+        "lambada_openai": {
+            "acc": 0.25,
+            "acc_stderr": 0.01,
+            "perplexity": 12.5,
+            "perplexity_stderr": 0.5,
+            "items": 10,
+            "chance": 0.1,
+        },
     }
     of_both: dict[str, Any] = {
         "rows": rows,

@@ -18,6 +18,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate import evaluation
 from tinyllama.evaluate.evaluation import available_tasks
 from tinyllama.evaluate.harness import compute_scores
+from tinyllama.evaluate.results import HELLASWAG_CHANCE
 from tinyllama.evaluate.tasks import load_tasks
 
 # lm-eval's own, of its test data: every request of a task, its documents shuffled by random.Random(42).
@@ -98,6 +99,7 @@ def test_guessing_on_all_of_hellaswag_has_known_scores() -> None:
     assert row["acc"] == pytest.approx(0.249651, abs=5e-7)
     assert row["acc_norm"] == pytest.approx(0.247560, abs=5e-7)
     assert row["acc_norm_stderr"] == pytest.approx(0.0043, abs=5e-5)
+    assert row["chance"] == HELLASWAG_CHANCE / 100
 
 
 def test_offline_examples_come_from_the_validation_split() -> None:

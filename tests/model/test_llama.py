@@ -1,11 +1,15 @@
 """The network equals transformers' Llama; activation checkpointing saves memory and changes no number."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tinyllama.errors import InputError
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.weights import config_from_hugging_face, config_to_hugging_face, from_hugging_face, to_hugging_face
@@ -64,7 +68,7 @@ def test_logits_equal_transformers_with_its_weights(config: Model) -> None:
 
 @every_config
 def test_number_of_parameters_equals_formula(config: Model) -> None:
-    assert sum(parameter.numel() for parameter in Llama(config, VOCAB).parameters()) == num_parameters(config, VOCAB)
+    assert Llama(config, VOCAB).num_parameters == num_parameters(config, VOCAB)
 
 
 @torch.no_grad()
@@ -177,3 +181,38 @@ def test_compiled_activation_checkpointing_saves_memory(
 ) -> None:
     selective, full = (compiled[mode][2] for mode in RECOMPUTING)
     assert full < selective < forward_bytes(build_checkpointed("none"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1, 2]], r"a list; give a tensor \[batch, time\]"),
+        (torch.tensor([1, 2]), r"shape \[2\]; give \[batch, time\]"),
+        (torch.tensor([[1.0, 2.0]]), "torch.float32; give integers"),
+        (torch.tensor([[1, VOCAB]]), f"the id {VOCAB} is not in the vocabulary of {VOCAB} tokens"),
+        (torch.tensor([[-1, 2]]), "the id -1 is not in the vocabulary"),
+        (token_ids(1, 65), "65 tokens, but the model's context is 64"),
+    ],
+    ids=["list", "1-D", "float", "beyond the vocabulary", "negative", "long"],
+)
+def test_wrong_input_is_refused_with_what_to_give(ids: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(CONFIGS["gqa"])(ids)
+
+
+@torch.no_grad()
+def test_cached_tokens_count_towards_the_context() -> None:
+    model = build(CONFIGS["gqa"])
+    caches = model.new_caches(1, 64)
+    model(token_ids(1, 60), caches)
+    with pytest.raises(InputError, match="5 tokens after 60 cached tokens"):
+        model(token_ids(1, 5), caches)
+
+
+@torch.no_grad()
+def test_input_checks_read_no_values_of_fake_tensors_and_break_no_graph() -> None:
+    model, ids = build(CONFIGS["gqa"]), token_ids(2, 10)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids), model(ids))
+    with FakeTensorMode():
+        assert Llama(CONFIGS["gqa"], VOCAB)(torch.zeros(2, 10, dtype=torch.long)).shape == (2, 10, VOCAB)

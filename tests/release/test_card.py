@@ -1,5 +1,6 @@
 """Model cards: figures, snippets, metadata for the hub, updates with scores."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from tests.release.conftest import evaluation
 
@@ -52,6 +54,7 @@ def test_hub_reads_the_metadata(released: Path) -> None:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "language": ["en"],
+        "tags": ["tinyllama", "llama"],
         "datasets": ["cerebras/SlimPajama-627B"],
     }
     assert {name: metadata.get(name) for name in expected} == expected
@@ -87,16 +90,28 @@ def in_all_formats(make_run: Any) -> Path:
     return release_run(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
 
 
-@pytest.mark.parametrize(("number", "place"), enumerate(("huggingface", ".", ".")))
-def test_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, number: int, place: str) -> None:
+@pytest.fixture(scope="module")
+def downloaded(in_all_formats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release as in a repository of the hub, where the Hugging Face files are in the root."""
+    folder = Path(shutil.copytree(in_all_formats, tmp_path_factory.mktemp("hub") / "small"))
+    shutil.copytree(folder / "huggingface", folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "huggingface")
+    return folder
+
+
+@pytest.mark.parametrize("number", range(3), ids=["transformers", "llama.cpp", "ctranslate2"])
+def test_every_snippet_runs_in_the_release_and_in_a_download(
+    in_all_formats: Path, downloaded: Path, tmp_path: Path, number: int
+) -> None:
     snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)
     assert len(snippets) == 3
     (tmp_path / "snippet.py").write_text(snippets[number])
-    command = [sys.executable, str(tmp_path / "snippet.py")]
-    done = subprocess.run(command, check=False, cwd=in_all_formats / place, capture_output=True, text=True)
+    program = Path(__file__).with_name("in_folders_program.py")
+    command = [sys.executable, str(program), str(tmp_path / "snippet.py"), str(in_all_formats), str(downloaded)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("The file is opened")
-    assert len(done.stdout) > len("The file is opened\n")
+    first, second = re.fullmatch(r"(The file is opened.+)(The file is opened.+)", done.stdout, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert first == second
 
 
 def test_training_table_has_the_recipe(released: Path) -> None:
@@ -115,6 +130,24 @@ def test_training_table_has_the_recipe(released: Path) -> None:
         "Xeon 6, 8 cores, 4 threads; fp32 peak 0.25 TFLOP/s per rank, measured; then 2 x NVIDIA L4; fp32 peak not known"
     )
     assert "Validation at step 40: **2.1250 bits per byte**" in card
+
+
+def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(row | {"tokens_per_second": 384 / 90}) + "\n" for row in rows)
+    (run / "metrics.jsonl").write_text(text)
+    card = card_of(release_run(run, step=10))
+    assert row_of(card, "training time")[1] == "15 min, without validation, checkpoints and interruptions"
+
+
+def test_card_without_a_license_tells_what_to_do(run: Path) -> None:
+    assert "The license of this model is `apache-2.0`." in card_of(release_run(run))
+    fields = yaml.safe_load((run / "recipe.yaml").read_text())
+    fields["release"]["license"] = None
+    (run / "recipe.yaml").write_text(yaml.safe_dump(fields))  # the checkpoint's recipe still has a license
+    card = card_of(release_run(run, force=True))
+    assert "no license yet" in card and "`tinyllama release --force`" in card
+    assert ModelCard(card).data.get("license") is None
 
 
 def test_samples_are_those_of_the_release_and_stay_in_their_block(released: Path) -> None:
@@ -137,9 +170,7 @@ def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
 
 
 def test_card_without_scores_has_the_command(released: Path) -> None:
-    assert "Not scored yet. `tinyllama evaluate runs/small/releases/step-00000040` scores this release." in card_of(
-        released
-    )
+    assert "Not scored yet. Run `tinyllama evaluate .` in the folder of the release." in card_of(released)
 
 
 def test_scores_have_errors_items_and_published_baselines(scored: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllama.plots.curves import summarize_metrics
-from tinyllama.report.chart import NARROW, WIDE, Chart, Series, Unit, marks_of
+from tinyllama.report.chart import NARROW, WIDE, Chart, Series, Unit
+from tinyllama.report.marks import marks_of
 from tinyllama.runs.log import INFO, INTERRUPTION, PROBLEM, RELEASE, event_category
 
 NAMES = ("skip", "rollback", "resume", "release", "checkpoint")
@@ -91,7 +92,21 @@ def test_logarithmic_axis_has_equal_distances_for_equal_factors() -> None:
     assert np.allclose(distances, distances[0])
 
 
-def test_baseline_outside_the_axis_is_an_arrow() -> None:
-    chart = loss_chart([30.0, 31.0, 32.0], baselines={"near": 31.5, "far": 60.0})
-    near, far = chart.drawings[0].axes[0].levels
-    assert (near.arrow, far.arrow) == ("", "↑ 60")
+def test_chance_level_is_inside_and_far_baselines_are_labels_above_the_axes() -> None:
+    baselines = {"near": 31.5, "far": 60.0, "further": 75.0, "below": 3.0}
+    chart = loss_chart([30.0, 31.0, 32.0], baselines=baselines, chance=25.0)
+    assert [(level.label, level.value) for level in chart.levels] == [("near", 31.5), ("random choice", 25.0)]
+    for drawing in chart.drawings:
+        for axis in drawing.axes:
+            near, chance = (place for place, _ in axis.levels)
+            assert drawing.top < near < chance < drawing.bottom
+        found = sorted((arrow.position, arrow.label) for arrow in drawing.arrows)
+        assert [label for _, label in found] == ["↑ further: 75", "↑ far: 60", "↓ below: 3"]
+        assert all(10 < place < drawing.top - 20 for place, _ in found)
+
+
+def test_far_baselines_do_not_flatten_the_scores() -> None:
+    for baselines in (dict[str, float](), {"far": 59.2}):
+        axis = loss_chart([26.0, 30.0], baselines=baselines, chance=25.0).drawings[0].axes[0]
+        places = [float(number) for number in axis.shapes[0].band[1:].split()[1::2]]
+        assert max(places) - min(places) > 200  # pixels of about 340

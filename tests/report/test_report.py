@@ -117,6 +117,28 @@ def test_hardware_is_that_of_newest_checkpoint_or_release(run: Path) -> None:
     assert words.replace("0.15", "0.25") in page_of(run).text
 
 
+@pytest.mark.parametrize(
+    ("kind", "head", "axis"),
+    [
+        ("cpu", "median; 40.0 % of the fastest matrix product measured", "% of the fastest matrix product measured"),
+        ("cuda", "median; 40.0 % MFU", "% of the peak FLOP/s"),
+        (None, "median", "% of the peak FLOP/s"),
+    ],
+    ids=["cpu", "gpu", "unknown"],
+)
+def test_mfu_of_a_cpu_is_named_as_relative_to_a_measured_product(
+    run: Path, kind: str | None, head: str, axis: str
+) -> None:
+    change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"mfu": 0.4} for row in rows])
+    path = run / "checkpoints/step-00000040/state.json"
+    record = {"device": "a device", "type": kind, "ranks": 1, "cores": 4, "threads": 1, "precision": "fp32"}
+    write_json(path, read_json(path) | {"hardware": [record | {"peak_flops": 1.5e11}] if kind else []})
+    shutil.rmtree(run / "releases")
+    html = page_of(run).html.replace("\N{NO-BREAK SPACE}", " ")
+    assert f'<span class="note">{head}</span>' in html
+    assert f">{axis}</text>" in html
+
+
 def test_run_without_a_step_has_a_report(run: Path) -> None:
     for name in ("checkpoints", "releases"):
         shutil.rmtree(run / name)

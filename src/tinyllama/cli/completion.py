@@ -1,7 +1,7 @@
 """Shell completion: scripts for bash, zsh and fish, with the commands, their options and the fields of a recipe.
 
-A script contains everything that it completes, so that a key press starts no Python. tyro's own scripts start Python,
-and complete neither recipes nor commands of two words.
+A script contains everything that it completes, so that a key press starts no Python; awk reads the names of the sources
+from a recipe. tyro's own scripts start Python, and complete neither recipes nor commands of two words.
 """
 
 import shlex
@@ -12,9 +12,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jinja2
+from pydantic import BaseModel
 
 from tinyllama.cli.arguments import Command, describe
-from tinyllama.recipe import Recipe, bundled_recipes
+from tinyllama.recipe import Recipe, Source, bundled_recipes
 from tinyllama.recipe.loading import field_infos
 
 
@@ -32,6 +33,23 @@ _GENERAL = (
     Option("--help", "Show the options and examples", False, ()),
     Option("--quiet", "Hide the progress", False, ()),
 )
+
+
+_SOURCE_NAMES = r"""
+/^[^ \t#]/ { in_data = /^data:/; indent = 0 }
+in_data && indent && !/^ *(#|$)/ {
+    match($0, /^ */)
+    if (RLENGTH <= indent) indent = 0
+    else if (!names || RLENGTH == names) {
+        names = RLENGTH; sub(/^ */, ""); sub(/:.*/, ""); gsub(/"/, "")
+        if ($0 ~ /^[A-Za-z0-9][A-Za-z0-9._-]*$/) print
+    }
+}
+in_data && /^ +sources: *(#.*)?$/ { match($0, /^ */); indent = RLENGTH }
+""".strip()
+"""awk program that prints the names of a recipe's sources, if each source begins on its own line.
+
+Other keys than valid names are not printed, because bash expands the words that it completes."""
 
 
 def completion_script(shell: str, commands: Mapping[str, Command]) -> str:
@@ -66,15 +84,21 @@ def completion_script(shell: str, commands: Mapping[str, Command]) -> str:
     environment.filters["zsh_item"] = lambda option: shlex.quote(f"{option.flag}:{option.text}")
     first_words = list(dict.fromkeys(name.partition(" ")[0] for name in commands))
     return environment.from_string(template).render(
-        commands=entries, first_words=first_words, fields=_recipe_options(), recipes=bundled_recipes()
+        commands=entries,
+        first_words=first_words,
+        fields=_field_options(Recipe, "--"),
+        source_fields=_field_options(Source, ""),
+        recipes=bundled_recipes(),
+        sources={name: list(Recipe.load(name).data.sources) for name in bundled_recipes()},
+        source_names=_SOURCE_NAMES,
     )
 
 
-def _recipe_options() -> list[Option]:
-    """Return the fields of a recipe as options, without those of a single source."""
+def _field_options(model: type[BaseModel], prefix: str) -> list[Option]:
+    """Return the fields of a part of a recipe as options, without those of the sources."""
     return [
-        Option(f"--{name}", _first_sentence(info.description or ""), True, _choices(info.annotation))
-        for name, info in field_infos(Recipe)
+        Option(f"{prefix}{name}", _first_sentence(info.description or ""), True, _choices(info.annotation))
+        for name, info in field_infos(model)
     ]
 
 

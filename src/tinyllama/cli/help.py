@@ -39,21 +39,30 @@ def command_help(name: str, description: Description, recipe: Recipe | None, wit
         yield ""
         yield "examples:"
         yield from (f"  {line}" for line in description.examples)
-    positional = [(one.name, one.text) for one in description.arguments if not one.is_flag]
-    if description.recipe:
-        text = f"A YAML file, or a bundled recipe: {', '.join(bundled_recipes())}."
-        positional.insert(0, ("RECIPE", text + (" Default: demo." if name == "demo" else "")))
-    if positional:
+    if positional := list(positional_rows(name, description)):
         yield ""
         yield "arguments:"
         yield from _table(positional)
     yield ""
     yield "options:"
-    yield from _table(_flag_row(one) for one in description.arguments if one.is_flag)
+    yield from _table(option_rows(description))
     yield from _table(row for row in _GENERAL if recipe or row[0] != "--help-all")
     if recipe:
         yield ""
         yield from _all_fields(recipe) if with_fields else _field_groups(name, description)
+
+
+def positional_rows(name: str, description: Description) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each positional argument of a command, the recipe first."""
+    if description.recipe:
+        text = f"A YAML file, or a bundled recipe: {', '.join(bundled_recipes())}."
+        yield "RECIPE", text + (" Default: demo." if name == "demo" else "")
+    yield from ((one.name, one.text) for one in description.arguments if not one.is_flag)
+
+
+def option_rows(description: Description) -> Iterator[tuple[str, str]]:
+    """Yield the flag and the text of each option of a command, without the options of all commands."""
+    yield from (_flag_row(one) for one in description.arguments if one.is_flag)
 
 
 def _flag_row(argument: Argument) -> tuple[str, str]:

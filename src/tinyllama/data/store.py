@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,8 +78,27 @@ class Split:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         # Index of each shard's first token, then the number of all tokens; a list, since bisect is slower on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
+        # Index of each shard's first document, then the number of all documents.
+        self._first_documents = [0, *accumulate(shard.documents for shard in shards)]
         # At most 128 files are open: a trillion tokens take 15,000 files, but a process may usually open only 1,024.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __getitem__(self, number: int) -> NDArray[Any]:
+        """Return the token ids of a document, BOS and EOS included. Raises IndexError if there is no such document."""
+        shard, _, start, end = self._locate(number + len(self) if number < 0 else number)
+        return self.read(self.ends[shard] + start, self.ends[shard] + end)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for shard, first in enumerate(self.ends[:-1]):
+            ends = self._numbers(shard, ".documents").tolist()
+            for start, end in pairwise([0, *ends]):
+                yield self.read(first + start, first + end)
+
+    def __repr__(self) -> str:
+        return f"Split({self.folder}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -95,7 +114,7 @@ class Split:
     @property
     def num_documents(self) -> int:
         """Number of documents."""
-        return sum(shard.documents for shard in self.shards)
+        return self._first_documents[-1]
 
     def num_sequences(self, length: int) -> int:
         """Return the number of sequences of `length` inputs and targets; sequence i starts at token i x length."""
@@ -147,15 +166,8 @@ class Split:
         Raises IndexError if a number is not in the split, and InputError if a file is damaged.
         """
         inputs = [shard["inputs"] for shard in self.manifest["shards"]]
-        firsts = self._first_documents()
         for number in numbers:
-            if not 0 <= number < firsts[-1]:
-                raise IndexError(f"document {number} of {self.folder}: out of range; it has {firsts[-1]} documents")
-            shard = bisect_right(firsts, number) - 1
-            place, ends = number - firsts[shard], self._numbers(shard, ".documents")
-            start, end = int(ends[place - 1]) if place else 0, int(ends[place])
-            if not start <= end <= self.shards[shard].tokens:
-                raise InputError(f"{(self.folder / self.shards[shard].file).with_suffix('.documents')}: {_CORRUPT}")
+            shard, place, start, end = self._locate(number)
             # The documents of a shard have the same order as its input files.
             last = accumulate(entry["documents"] for entry in inputs[shard])
             source = next(entry for entry, stop in zip(inputs[shard], last, strict=True) if place < stop)
@@ -169,12 +181,19 @@ class Split:
         """
         shard = bisect_right(self.ends, start) - 1
         place = int(np.searchsorted(self._numbers(shard, ".documents"), start - self.ends[shard], "right"))
-        numbers = range(self._first_documents()[shard] + place, self.num_documents)
+        numbers = range(self._first_documents[shard] + place, self.num_documents)
         return takewhile(lambda document: document.start < stop, self.find_documents(numbers))
 
-    def _first_documents(self) -> list[int]:
-        """Return the index of each shard's first document, followed by the number of documents in the split."""
-        return list(accumulate((shard.documents for shard in self.shards), initial=0))
+    def _locate(self, number: int) -> tuple[int, int, int, int]:
+        """Return a document's shard, its index in the shard, and its first token and its end in the shard."""
+        if not 0 <= number < self.num_documents:
+            raise IndexError(f"document {number} of {self.folder}: out of range; it has {self.num_documents} documents")
+        shard = bisect_right(self._first_documents, number) - 1
+        place, ends = number - self._first_documents[shard], self._numbers(shard, ".documents")
+        start, end = int(ends[place - 1]) if place else 0, int(ends[place])
+        if not start <= end <= self.shards[shard].tokens:
+            raise InputError(f"{(self.folder / self.shards[shard].file).with_suffix('.documents')}: {_CORRUPT}")
+        return shard, place, start, end
 
     def _numbers(self, shard: int, suffix: str) -> NDArray[np.uint64]:
         path = (self.folder / self.shards[shard].file).with_suffix(suffix)
@@ -248,6 +267,16 @@ class TokenStore:
 
     def __contains__(self, name: str) -> bool:
         return name in self.splits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    def __repr__(self) -> str:
+        tokens = sum(split.num_tokens for split in self.splits.values())
+        return f"TokenStore({self.folder}: {len(self)} splits, {tokens:,} tokens)"
 
     @property
     def digest(self) -> str:

@@ -264,7 +264,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def compute_scores(
     model: LlamaLM | DistributedLM, tasks: Mapping[str, Task], limit: int | None
 ) -> dict[str, MetricRow]:
-    """Score the tasks; return each task's metrics with standard errors, its bits per byte and its numbers of items."""
+    """Score the tasks; return each task's metrics with standard errors, bits per byte, chance and numbers of items."""
     shows_progress = isinstance(model, DistributedLM) and model.ranks.is_main and not is_quiet()
     with nullcontext() if shows_progress else suppress_stderr():  # LlamaLM prints its own progress
         results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
@@ -273,7 +273,7 @@ def compute_scores(
             metrics, items = results["results"][name], results["n-samples"][name]
             row = {_normalize_metric_name(key): value for key, value in metrics.items() if isinstance(value, float)}
             row |= {"items": items["effective"], "total_items": items["original"]}
-            rows[name] = row | bits_per_byte(task)
+            rows[name] = row | bits_per_byte(task) | chance(task)
         return rows
 
 
@@ -304,6 +304,17 @@ def bits_per_byte(task: Task) -> MetricRow:
         deviation = float(np.std(bits - ratio * sizes, ddof=1))
         row["bits_per_byte_stderr"] = deviation / math.sqrt(len(correct)) / float(sizes.mean())
     return row
+
+
+def chance(task: Task) -> MetricRow:
+    """Return the expected accuracy of a random choice; empty for tasks without choices.
+
+    The value is a mean over the items, because the items of a task such as ARC have different numbers of choices.
+    """
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE != "multiple_choice":
+        return {}
+    choices = [len(task.doc_to_choice(request.doc)) for request in task.instances if request.idx == 0]
+    return {"chance": float(np.mean(1 / np.array(choices)))}
 
 
 def _correct_continuations(task: Task) -> Iterator[Instance]:

@@ -16,6 +16,10 @@ SCORE_COLUMNS = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items
 _COLUMN_METRICS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}
 """Factor and format of the metrics with their own column. Other metrics keep lm-eval's unit, with four significant
 digits."""
+_NOT_METRICS = ("items", "_stderr", "chance")
+"""Endings of the names in a task's row that are not metrics."""
+HELLASWAG_CHANCE = 25.0
+"""HellaSwag score of a random choice in per cent; an item has four endings (Zellers et al. 2019, arXiv:1905.07830)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Evaluation:
     """Dtype of the activations."""
     rows: dict[str, dict[str, float]]
     """By task: each metric as a fraction with its `_stderr`, and the numbers of scored `items` and of `total_items`.
-    Tasks with correct continuations also have `bits_per_byte` (see `harness.bits_per_byte`)."""
+    Tasks with correct continuations also have `bits_per_byte` (see `harness.bits_per_byte`), and multiple-choice tasks
+    have `chance`, the expected accuracy of a random choice."""
     coverage: dict[str, str]
     """By task: a description of the scored items."""
     data: dict[str, str]
@@ -127,7 +132,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
     """Format an evaluation as lines: scores, other metrics, truncated requests and published HellaSwag scores."""
     yield from format_table(SCORE_COLUMNS, list(score_rows(asdict(evaluation))))
     for task, row in evaluation.rows.items():
-        names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMN_METRICS]
+        names = [name for name in row if name not in _COLUMN_METRICS and not name.endswith(_NOT_METRICS)]
         if names:  # metrics without a column, such as LAMBADA's perplexity
             yield f"{task}: " + ", ".join(f"{name} {task_score(row, name)}" for name in names)
     for task, count in evaluation.shortened.items():

@@ -120,7 +120,7 @@ def _shared_length(group: PrefixGroup, request: Request) -> int:
 @sdpa_kernel(INFERENCE_KERNELS)
 def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLikelihood]:
     """Return the log-likelihood of each request in a batch, by request number."""
-    batch = pack(groups, model.embedding.weight.device)
+    batch = pack(groups, model.device)
     length = int(batch.positions.max()) + 1
     rope = rope_table(length, model.config.head_dim, model.config.rope_theta, batch.ids.device)[:, batch.positions]
     hidden = model.embedding(batch.ids).to(model.precision)

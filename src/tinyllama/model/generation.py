@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.attention import sdpa_kernel
@@ -34,6 +34,12 @@ class Sampling:
     seed: int = 0
     """Random seed."""
 
+    def __repr__(self) -> str:
+        changed = (
+            f"{one.name}={getattr(self, one.name)}" for one in fields(self) if getattr(self, one.name) != one.default
+        )
+        return f"Sampling({', '.join(changed)})"
+
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, bool, str]] = {
             "temperature": (self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0, such as 0.8"),
@@ -64,7 +70,8 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
-    Raises InputError if the prompt is empty or fills the context, or if `max_new_tokens` is less than 1.
+    Raises InputError if the prompt is empty, fills the context or has an id that is not in the vocabulary, or if
+    `max_new_tokens` is less than 1.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: {max_new_tokens} is out of range; give at least 1")
@@ -73,7 +80,10 @@ def generate(
         raise InputError(
             f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
-    device = model.embedding.weight.device
+    if max(prompt) >= model.vocab_size:
+        problem = f"the id {max(prompt)} is not in the model's vocabulary of {model.vocab_size:,} tokens"
+        raise InputError(f"prompt: {problem}; use the model's own tokenizer")
+    device = model.device
     random = torch.Generator(device).manual_seed(sampling.seed)
     caches = model.new_caches(1, context)
     ids = torch.tensor([prompt], device=device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from tinyllama.errors import InputError
 from tinyllama.model.attention import CPU_ATTENTION, causal_attention
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.model.loss import linear_cross_entropy
@@ -205,6 +206,20 @@ class Llama(nn.Module):
         return self.embedding.num_embeddings
 
     @property
+    def num_parameters(self) -> int:
+        """Number of parameters, over all ranks; a tied head adds none."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.embedding.weight.device
+
+    def __repr__(self) -> str:
+        shape = f"{self.config.layers} layers of width {self.config.dim}, {self.vocab_size:,} tokens"
+        return f"Llama({self.num_parameters:,} parameters: {shape}; {self.precision} on {self.device})"
+
+    @property
     def head_weight(self) -> Tensor:
         """Output head [V, D]."""
         return self.embedding.weight if self.head is None else self.head.weight
@@ -251,7 +266,13 @@ class Llama(nn.Module):
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens."""
+        """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens.
+
+        Raises InputError if `ids` has another type or shape, an id beyond the vocabulary (only checked on the CPU), or
+        together with the cached tokens more tokens than the context.
+        """
+        if not torch.compiler.is_compiling():  # the values are unknown, and a limit would restrict the compiled shapes
+            _check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)
         return self.logits(self.hidden_states(ids, caches))
 
     def next_logits(self, ids: Tensor, caches: list[KVCache]) -> Tensor:
@@ -270,8 +291,27 @@ class Llama(nn.Module):
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Return one empty cache per layer, for `batch` sequences of up to `capacity` tokens."""
         size = (batch, self.config.kv_heads, capacity, self.config.head_dim)
-        empty = partial(torch.empty, size, dtype=self.precision, device=self.embedding.weight.device)
+        empty = partial(torch.empty, size, dtype=self.precision, device=self.device)
         return [KVCache(empty(), empty()) for _ in self.blocks]
+
+
+def _check_ids(ids: object, vocab_size: int, context_length: int, cached: int) -> None:
+    """Raise InputError if `ids` cannot be the input of a model; see `Llama.forward`."""
+    if not isinstance(ids, Tensor):
+        raise InputError(f"ids: a {type(ids).__name__}; give a tensor [batch, time], such as torch.tensor([[1, 2, 3]])")
+    if ids.ndim != 2:
+        raise InputError(f"ids: a tensor of shape {list(ids.shape)}; give [batch, time], such as ids[None]")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"ids: a tensor of {ids.dtype}; give integers, such as ids.long()")
+    if cached + ids.shape[1] > context_length:
+        before = f" after {cached} cached tokens" if cached else ""
+        raise InputError(f"ids: {ids.shape[1]} tokens{before}, but the model's context is {context_length}; give fewer")
+    # a comparison on a GPU would wait for the GPU; a subclass such as FakeTensor has no values
+    if type(ids) is Tensor and ids.device.type == "cpu" and ids.numel():
+        beyond = next((number for number in (int(ids.min()), int(ids.max())) if not 0 <= number < vocab_size), None)
+        if beyond is not None:
+            problem = f"the id {beyond} is not in the vocabulary of {vocab_size:,} tokens"
+            raise InputError(f"ids: {problem}; encode the text with the model's own tokenizer")
 
 
 def _move_gradient(weight: Tensor, copy: Tensor) -> None:

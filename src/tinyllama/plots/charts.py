@@ -22,6 +22,7 @@ Draw = Callable[[Figure], object]
 TRAINING, VALIDATION = "#2a6fbb", "#d95f02"
 _TEXT, _AXIS = "#333333", "#bbbbbb"
 _GRID: dict[str, Any] = {"color": "#808080", "alpha": 0.2, "linewidth": 0.8}
+_CHANCE = "#7a828e"
 _LINE_STYLES = ("--", "-.", ":")
 
 _SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
@@ -79,16 +80,30 @@ def _draw_loss(figure: Figure, curves: Mapping[str, Curve]) -> None:
     _style_axes(axes)
 
 
-def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw the HellaSwag scores in the result of `releases_table` with standard errors, and the baselines as lines."""
+def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]], chance: float) -> None:
+    """Draw the HellaSwag scores in the result of `releases_table` with standard errors, the chance level and baselines.
+
+    `chance` is the score of a random choice in per cent. Baselines outside the axis are labels above the axes.
+    """
     rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
-    tokens, scores = [row["tokens"] for row in rows], [row["hellaswag"] for row in rows]
+    tokens, scores, errors = ([row[key] or 0 for row in rows] for key in ("tokens", "hellaswag", "stderr"))
     axes, label = figure.add_subplot(), f"{rows[-1]['name']}, ± standard error"
     axes.plot(tokens, scores, color=TRAINING, label=label, linewidth=1.6, marker="o", markersize=4)
-    axes.errorbar(tokens, scores, [row["stderr"] or 0 for row in rows], fmt="none", ecolor=TRAINING, capsize=3)
+    axes.errorbar(tokens, scores, errors, fmt="none", ecolor=TRAINING, capsize=3)
+    axes.axhline(chance, color=_CHANCE, linewidth=1.2, label=f"random choice: {chance:.4g}")
     _style_axes(axes)
-    for number, (name, score) in enumerate(baseline_levels(releases).items()):
-        axes.axhline(score, color=VALIDATION, linestyle=_LINE_STYLES[number % 3], linewidth=1.2, label=name)
+    levels = baseline_levels(releases)
+    ends = [score + side * error for score, error in zip(scores, errors, strict=True) for side in (-1, 1)]
+    low, high = readable_range(min(chance, *ends), max(chance, *ends), levels.values())
+    for number, (name, score) in enumerate(levels.items()):
+        if low <= score <= high:
+            style = _LINE_STYLES[number % 3]
+            axes.axhline(score, color=VALIDATION, linestyle=style, linewidth=1.2, label=f"{name}: {score:.4g}")
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    arrows = "\n".join(far_labels(levels, low, high))
+    axes.set_title(arrows, loc="right", fontsize="small", color=VALIDATION)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=_TEXT, fontsize="small")
 
 
 def baseline_levels(releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -104,8 +119,27 @@ def baseline_levels(releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict
     return found
 
 
+def readable_range(low: float, high: float, levels: Iterable[float]) -> tuple[float, float]:
+    """Extend the range from `low` to `high` to the levels that are at most its height away from it.
+
+    Levels further away would flatten the scores, so a plot shows them as arrows.
+    """
+    height = high - low
+    near = [level for level in levels if low - height <= level <= high + height]
+    return min([low, *near]), max([high, *near])
+
+
+def far_labels(levels: Mapping[str, float], low: float, high: float) -> list[str]:
+    """Return a label with an arrow and the value for each level outside a range, the highest level first."""
+    outside = {label: level for label, level in levels.items() if not low <= level <= high}
+    return [
+        f"{'↑' if outside[label] > high else '↓'} {label}: {outside[label]:.4g}"
+        for label in sorted(outside, key=outside.__getitem__, reverse=True)
+    ]
+
+
 def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
-    """Write a plot, 1600 x 900 pixels on white; if `ylabel` is given, add a legend and the axis labels."""
+    """Write a plot, 1600 x 900 pixels on white; if `ylabel` is given, add the axis labels and any missing legend."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(8, 4.5), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
@@ -114,7 +148,8 @@ def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
             axes = figure.axes[-1]
             axes.set_xlabel("tokens seen", color=_TEXT)
             axes.set_ylabel(ylabel, color=_TEXT)
-            axes.legend(framealpha=1, edgecolor="white", labelcolor=_TEXT)
+            if not figure.legends:
+                axes.legend(framealpha=1, edgecolor="white", labelcolor=_TEXT)
         with atomic_write(path) as file:
             figure.savefig(file, format="png", dpi=200)
 

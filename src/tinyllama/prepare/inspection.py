@@ -128,7 +128,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None, samples: int) -> di
         "skipped_files": {name: source["skipped_files"] for name, source in manifest["sources"].items()},
         "contamination": {name: source.get("contamination", {}) for name, source in manifest["sources"].items()},
         "warnings": list(file_warning_lines(manifest)),
-        "samples": list(_samples(store, tokenizer, samples)) if tokenizer else [],
+        "samples": list(_samples(store, tokenizer, samples)) if tokenizer is not None else [],
     }
 
 
@@ -240,7 +240,7 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
         first, last = max(start, document.start), min(stop, document.start + document.tokens)
         place = {"document": document.number, "file": document.file, "row": document.row, "sha256": document.sha256}
         tokens = {"first": first - start, "last": last - start - 1, "document_first": first - document.start}
-        excerpt = _excerpt(tokenizer, split.read(first, last)) if tokenizer else {}
+        excerpt = _excerpt(tokenizer, split.read(first, last)) if tokenizer is not None else {}
         documents.append(place | tokens | {"document_tokens": document.tokens} | excerpt)
     position = {"split": name, "epoch": epoch, "sequence": index, "first_token": start, "last_token": stop - 1}
     return {"store": str(store.folder), "step": step, "row": row} | position | {"documents": documents}

@@ -220,7 +220,7 @@ def settings_diff(
 
     The tokenizer's settings are compared only if `tokenizer` is given.
     """
-    wanted = store_settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
+    wanted = store_settings(recipe, tokenizer) if tokenizer is not None else _recipe_settings(recipe)
     found = differences({key: manifest[key] for key in wanted}, wanted)
     return [(name, values) for name, values in found if not _RESULTS.match(name)]
 

@@ -281,6 +281,11 @@ class Recipe(RecipeModel):
         """
         return self._origin.command(name, self.name)
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Return the names and values in the representation of the recipe; all fields would fill a page."""
+        shape = f"{self.model.layers} layers of width {self.model.dim}"
+        return [("name", self.name), ("model", shape), ("tokens", self.train.tokens)]
+
     @property
     def has_milestones(self) -> bool:
         """Whether the recipe has milestones."""

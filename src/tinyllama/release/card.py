@@ -14,9 +14,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tinyllama.errors import InputError
-from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
+from tinyllama.evaluate.results import HELLASWAG_CHANCE, SCORE_COLUMNS, describe_measurement, score_rows
 from tinyllama.files import atomic_write, blocking_lock, read_json, reject_symlink, reject_symlinks, write_json
-from tinyllama.formatting import format_count, format_score, quote, visible
+from tinyllama.formatting import format_count, format_duration_precise, format_score, quote, visible
 from tinyllama.hardware import format_hardware
 from tinyllama.plots.charts import draw_scores, save_png
 from tinyllama.recipe import Recipe
@@ -95,7 +95,7 @@ def write_card(release: ReleaseDir, table: Json | None) -> None:
     with atomic_write(card) as file:
         file.write(render_card(metadata, release.evaluation(), table).encode())
     if table and has_scores(table):
-        draw = partial(draw_scores, releases=table)
+        draw = partial(draw_scores, releases=table, chance=HELLASWAG_CHANCE)
         save_png(draw, release.path / _SCORE_PLOT, "HellaSwag acc_norm (per cent)")
     written = [path for path in (card, release.path / _SCORE_PLOT, release.evaluation_path) if path.is_file()]
     metadata["files"] |= {path.relative_to(release.path).as_posix(): hash_file(path) for path in written}
@@ -117,14 +117,13 @@ def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> 
         autoescape=False,  # Markdown; the template escapes external text with `cell`
     )
     environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "quote": quote}
-    environment.filters["spec"] = format
+    environment.filters |= {"duration": format_duration_precise, "spec": format}
     context: dict[str, Any] = {
         "card_data": _card_data(metadata, evaluation).to_yaml(),
         "m": metadata,
         "recipe": None,
         "versions": ", ".join(f"{name} {number}" for name, number in metadata["versions"].items()),
         "evaluation": evaluation,
-        "folder": f"releases/{metadata['name']}",
         "score_columns": SCORE_COLUMNS,
         "release_rows": [],
     }
@@ -152,7 +151,6 @@ def _run_context(metadata: Json, table: Json) -> dict[str, Any]:
             for name, description, *cells, digest in data_rows(sources, recipe)
         ],
         "mixture_stages": describe_mixture_stages(recipe),
-        "folder": f"runs/{metadata['name']}/releases/step-{metadata['step']:08d}",
         "release_columns": RELEASE_COLUMNS,
         "release_rows": rows if has_scores(table) else [],
     }
@@ -167,13 +165,14 @@ def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
         formats = {source.format for name, source in recipe.data.sources.items() if origins[name]}
         languages = {_LANGUAGES[name] for name in formats if name in _LANGUAGES}
         fields = {
-            "license": recipe.release.license,
+            "license": metadata["license"],
             "language": sorted(languages, reverse=True) or None,  # en before code
             "datasets": sorted(set(origins.values()) & set(PUBLIC_DATASETS.values())) or None,
         }
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
+        tags=["tinyllama", "llama", *(name for name in metadata["formats"] if name != "huggingface")],
         base_model=base_model(metadata),
         model_name=metadata["name"],
         eval_results=list(_eval_results(evaluation)) if evaluation else None,

@@ -17,6 +17,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.flops import num_parameters
+from tinyllama.plots.curves import summarize_metrics
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
 from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir
@@ -63,6 +64,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
+        "license": config.license,
         "skipped_batches": sorted(run.skipped_batches()),
         "formats": list(config.formats),
         "checkpoints": {one.name: one.commit_hash for one in averaged},
@@ -70,7 +72,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "store": {"manifest_sha256": store_digest, **summarize_store(read_json(run.store_manifest_path), recipe)},
-        "measured": _last_metrics(run, state["step"]),
+        "measured": _measured(run, state["step"]),
         "samples": _last_samples(run, state["step"]),
         "versions": {
             "tinyllama": version("tinyllama"),
@@ -99,20 +101,18 @@ def _origin(source: Source) -> str | None:
     return PUBLIC_DATASETS.get(source.format) if path.exists() else None
 
 
-def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
-    """Return the newest training loss and the newest validation metrics that were logged up to `step`.
+def _measured(run: RunDir, step: int) -> dict[str, Any]:
+    """Return the newest training loss and validation metrics up to `step`, and the duration of the steps in seconds.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
-    row, found = None, {"loss": None}
-    for row in run.metrics(step):
-        if row["loss"] is not None:
-            found["loss"] = row["loss"]
-        if row.get("validation_loss") is not None:
-            found["validation_step"] = row["step"]
-            found |= {name: row[name] for name in ("validation_loss", "validation_bits_per_byte")}
-    if row is None:
+    summary = summarize_metrics(run.metrics(step))
+    if not summary.step:
         raise InputError(f"{run.metrics_path}: no row up to step {step} for the loss plot; restore the file")
+    found: dict[str, Any] = {"loss": summary.newest.get("loss", (0, None))[1], "training_seconds": summary.seconds}
+    if "validation_loss" in summary.newest:
+        found["validation_step"] = summary.newest["validation_loss"][0]
+        found |= {name: summary.newest[name][1] for name in ("validation_loss", "validation_bits_per_byte")}
     return found
 
 

@@ -6,45 +6,28 @@ them, so the page needs no script. The script page.js shows the values of `Chart
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tinyllama.formatting import format_bytes, format_count
+from tinyllama.plots.charts import far_labels, readable_range
 from tinyllama.plots.curves import Curve, Floats, downsample, min_max_envelope, running_mean
-from tinyllama.runs.log import (
-    INFO,
-    INTERRUPTION,
-    PROBLEM,
-    RELEASE,
-    Category,
-    Event,
-    event_category,
-    event_text,
-)
+from tinyllama.report.marks import CATEGORIES, Mark, marks_of
+from tinyllama.runs.log import Category, Event, event_category
 
-CATEGORIES: dict[Category, str] = {
-    PROBLEM: "skipped, rolled back or failed",
-    INTERRUPTION: "stopped by a signal, resumed",
-    RELEASE: "release",
-}
-"""Legend of each category of marks, the lowest track first."""
 _FORMATS: dict[str, Callable[[float], str]] = {
     "percent": lambda value: f"{100 * value:.3g} %",
     "bytes": lambda value: format_bytes(value) if value else "0",
     "count": format_count,
     "number": lambda value: f"{value:.6g}",
 }
-_TRACK, _CHARACTER = 27, 7.0
-"""Height of a track of marks, and width of a character of a tick label."""
+_TRACK, _ARROW, _CHARACTER = 27, 16, 7.0
+"""Height of a track of marks, height of the label of a baseline outside the axis, and width of a character."""
 _MAX_POINTS = 60
 """Maximum number of points for which a line has markers."""
-_MAX_WORDS = 6
-"""Maximum number of events whose words one mark shows."""
-
 
 Kind = Literal["smooth", "line", "points", "errors"]
 
@@ -77,72 +60,6 @@ class Series:
     kind: Kind = "smooth"
     in_legend: bool = True
     """Whether the legend lists the series."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One or several nearby events of a category."""
-
-    tokens: float
-    """Mean position of the events."""
-    category: Category
-    names: Mapping[str, int]
-    """Number of events by name."""
-    words: tuple[str, ...] = ()
-    """Title and details of each event, for at most _MAX_WORDS events."""
-
-    @property
-    def count(self) -> int:
-        """Number of events."""
-        return sum(self.names.values())
-
-    @property
-    def label(self) -> str:
-        """Text of the mark, such as `rollback`, `3 skips` or `4 events`.
-
-        If some events are named `resume`, only those are counted, because a stop and a resume are one interruption.
-        """
-        names = {"resume": self.names["resume"]} if "resume" in self.names else self.names
-        if len(names) > 1:
-            return f"{self.count} events"
-        ((name, count),) = names.items()
-        return name if count == 1 else f"{count} {name}s"
-
-    @property
-    def text(self) -> str:
-        """Words of the events, one line per event."""
-        hidden = self.count - len(self.words)
-        return "\n".join([*self.words, *([f"and {hidden:,} more"] if hidden else [])])
-
-
-def marks_of(events: Iterable[Event], batch_tokens: int, min_distance: float) -> list[Mark]:
-    """Return marks for all non-routine events, merged as described in `merge_nearby`."""
-    found = [
-        Mark(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}, (event_text(event),))
-        for event in events
-        if event_category(event) != INFO
-    ]
-    return merge_nearby(found, min_distance)
-
-
-def merge_nearby(found: Sequence[Mark], min_distance: float) -> list[Mark]:
-    """Merge marks of the same category if the first and the last are less than `min_distance` tokens apart."""
-    groups: list[list[Mark]] = []
-    for mark in sorted(found, key=lambda mark: (mark.category, mark.tokens)):
-        first = groups[-1][0] if groups else None
-        if first and first.category == mark.category and mark.tokens - first.tokens < min_distance:
-            groups[-1].append(mark)
-        else:
-            groups.append([mark])
-    merged = []
-    for group in groups:
-        names: Counter[str] = Counter()
-        for mark in group:
-            names.update(mark.names)
-        tokens = sum(mark.tokens * mark.count for mark in group) / names.total()
-        words = tuple(words for mark in group for words in mark.words)[:_MAX_WORDS]
-        merged.append(Mark(tokens, group[0].category, dict(names), words))
-    return merged
 
 
 class Size(NamedTuple):
@@ -178,11 +95,12 @@ class Shape(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Horizontal line of a baseline; outside the axis, an arrow at its edge."""
+    """Horizontal line of a baseline or of the score of a random choice."""
 
-    y: float
-    number: int
-    arrow: str
+    label: str
+    color: str
+    """CSS class of the colour and the line."""
+    value: float
 
 
 class Axis(NamedTuple):
@@ -191,7 +109,8 @@ class Axis(NamedTuple):
     kind: str
     ticks: list[Tick]
     shapes: list[Shape]
-    levels: list[Level]
+    levels: list[tuple[float, str]]
+    """Vertical position and CSS class of each horizontal line."""
 
 
 class PlacedMark(NamedTuple):
@@ -218,6 +137,8 @@ class Drawing(NamedTuple):
     ticks: list[Tick]
     axes: list[Axis]
     marks: list[PlacedMark]
+    arrows: list[Tick]
+    """Labels of the baselines outside the axes, with their vertical positions."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +152,9 @@ class Chart:
     unit: Unit
     series: Sequence[Series]
     baselines: Mapping[str, float] = field(default_factory=dict)
-    """Values of horizontal lines, by label."""
+    """Values of baselines by label: horizontal lines, or labels with an arrow if they are far from all values."""
+    chance: float | None = None
+    """Value of a random choice, which is always inside the axes."""
     events: Sequence[Event] = ()
     batch_tokens: int | None = None
     """Tokens per step, with which the page shows the step; None for a chart of several runs or of scores."""
@@ -246,6 +169,27 @@ class Chart:
     def end(self) -> float:
         """Number of tokens at the right edge."""
         return max((float(series.curve.tokens[-1]) for series in self.series if len(series.curve)), default=0) or 1.0
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Range of all values, the chance level and the nearby baselines."""
+        curves = [series.curve for series in self.series]
+        chance = [] if self.chance is None else [self.chance]
+        low, high = (
+            min([*chance, *(curve.low.min() for curve in curves)]),
+            max([*chance, *(curve.high.max() for curve in curves)]),
+        )
+        return readable_range(float(low), float(high), self.baselines.values())
+
+    @property
+    def levels(self) -> list[Level]:
+        """Horizontal lines."""
+        low, high = self.span
+        levels = [
+            Level(label, f"level-{number % 3}", value) for number, (label, value) in enumerate(self.baselines.items())
+        ]
+        found = [level for level in levels if low <= level.value <= high]
+        return found if self.chance is None else [*found, Level("random choice", "chance", self.chance)]
 
     @property
     def categories(self) -> list[Category]:
@@ -283,11 +227,14 @@ class Chart:
 
     def _draw(self, size: Size) -> Drawing:
         thin = [downsample(one.curve, size.bins) for one in self.series]
-        ranges = {"linear": self._linear_range(thin), "log": _log_range(thin)}
+        ranges = {"linear": self._linear_range(), "log": self._log_range(thin)}
         ticks = {kind: _ticks(*bounds, kind, self.unit) for kind, bounds in ranges.items() if bounds}
         longest = max((len(label) for found in ticks.values() for _, label in found), default=1)
         left, right = 8 + _CHARACTER * longest, size.width - 8
-        top, bottom = 22 + _TRACK * len(self.categories), size.height - 34
+        labels = far_labels(self.baselines, *self.span)
+        top = 22 + _TRACK * len(self.categories) + _ARROW * len(labels)
+        bottom = size.height - 34
+        arrows = [Tick(top - 9 - _ARROW * number, label) for number, label in enumerate(reversed(labels), 1)]
 
         def x(tokens: Floats) -> Floats:
             return left + (right - left) * tokens / self.end
@@ -301,10 +248,7 @@ class Chart:
                 found: Floats = bottom - (bottom - top) * np.clip(np.nan_to_num(place, nan=0, neginf=0), 0, 1)
                 return found
 
-            levels = []
-            for number, value in enumerate(self.baselines.values()):
-                arrow = "" if low <= value <= high else f"{'↑' if value > high else '↓'} {value:.4g}"
-                levels.append(Level(float(y(np.array(value))), number, arrow))
+            levels = [(float(y(np.array(level.value))), level.color) for level in self.levels]
             shapes = [_shape(one, curve, x, y) for one, curve in zip(self.series, thin, strict=True)]
             placed = [Tick(float(y(np.array(value))), label) for value, label in ticks[kind]]
             return Axis(kind, placed, shapes, levels)
@@ -312,15 +256,26 @@ class Chart:
         steps = _steps(0, self.end, size.labels)
         places = [Tick(left + (right - left) * value / self.end, format_count(value)) for value in steps]
         axes = [axis(kind, *bounds) for kind, bounds in ranges.items() if bounds]
-        return Drawing(size, left, right, top, bottom, self.end, places, axes, self._placed_marks(left, right))
+        return Drawing(size, left, right, top, bottom, self.end, places, axes, self._placed_marks(left, right), arrows)
 
-    def _linear_range(self, curves: Sequence[Curve]) -> tuple[float, float]:
-        low, high = min(float(curve.low.min()) for curve in curves), max(float(curve.high.max()) for curve in curves)
+    def _linear_range(self) -> tuple[float, float]:
+        low, high = self.span
         if self.unit.starts_at_zero and low >= 0:
             return 0.0, 1.08 * high or 1.0
         size = max(abs(low), abs(high))
         margin = 0.05 * (high - low) if high - low > 1e-6 * size else 0.05 * size or 1.0
         return low - margin, high + margin
+
+    def _log_range(self, curves: Sequence[Curve]) -> tuple[float, float] | None:
+        """Return the range of the positive values; None without positive values."""
+        parts = [part for curve in curves for part in (curve.low, curve.high, curve.mean)]
+        values = np.concatenate([*parts, [level.value for level in self.levels]])
+        positive = values[values > 0]
+        if not len(positive):
+            return None
+        low, high = float(positive.min()), float(positive.max())
+        margin = max(1.02, (high / low) ** 0.05)
+        return low / margin, high * margin
 
     def _placed_marks(self, left: float, right: float) -> list[PlacedMark]:
         if self.batch_tokens is None:
@@ -359,17 +314,6 @@ def _shape(series: Series, thin: Curve, x: Callable[[Floats], Floats], y: Callab
 def _path(x: Floats, y: Floats) -> str:
     """Return an SVG path through points."""
     return "M" + " ".join(f"{value:.1f}" for value in np.column_stack([x, y]).reshape(-1))
-
-
-def _log_range(curves: Sequence[Curve]) -> tuple[float, float] | None:
-    """Return the range of the positive values; None without positive values."""
-    values = np.concatenate([part for curve in curves for part in (curve.low, curve.high, curve.mean)])
-    positive = values[values > 0]
-    if not len(positive):
-        return None
-    low, high = float(positive.min()), float(positive.max())
-    margin = max(1.02, (high / low) ** 0.05)
-    return low / margin, high * margin
 
 
 def _steps(low: float, high: float, count: int) -> list[float]:

@@ -18,7 +18,6 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
 from tinyllama.files import numbered_rows, read_json_if_exists, rows_since, sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
-from tinyllama.hardware import format_hardware
 from tinyllama.model.flops import num_parameters
 from tinyllama.plots.curves import METRICS, MetricsAccumulator, MetricsSummary
 from tinyllama.recipe import Recipe, differences
@@ -79,11 +78,10 @@ class RunData:
         return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
 
     @property
-    def hardware(self) -> str | None:
-        """Hardware that the run trained on; None before the first checkpoint."""
+    def hardware(self) -> list[Json]:
+        """Records of the hardware that the run trained on; empty before the first checkpoint."""
         states = [self.checkpoint, *(metadata for _, metadata in reversed(self.releases))]
-        records: list[Json] = next((state["hardware"] for state in states if state.get("hardware")), [])
-        return "; then ".join(map(format_hardware, records)) or None
+        return next((state["hardware"] for state in states if state.get("hardware")), [])
 
     @property
     def wall_clock_seconds(self) -> float | None:
@@ -350,7 +348,7 @@ def _results(run: RunData) -> dict[str, str]:
         "validation loss (nats per token)": format_newest(run, "validation_loss"),
         "validation (bits per byte)": format_newest(run, "validation_bits_per_byte"),
         "tokens/s, median": format_median(run, "tokens_per_second", format_count),
-        "MFU, median": format_median(run, "mfu", format_percent),
+        "MFU, median (on a CPU of the fastest matrix product)": format_median(run, "mfu", format_percent),
         "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else MISSING,
         "wall clock": format_duration_precise(seconds) if seconds else MISSING,
         "steps skipped": f"{metrics.num_skipped:,}",

@@ -7,7 +7,7 @@ allows no other script.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,16 +17,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tinyllama.errors import InputError, translate_damage_errors
-from tinyllama.evaluate.results import describe_measurement, task_score
+from tinyllama.evaluate.results import HELLASWAG_CHANCE, describe_measurement, task_score
 from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
+from tinyllama.hardware import format_hardware
 from tinyllama.plots.charts import baseline_levels
 from tinyllama.plots.curves import Curve
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content, samples
-from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Kind, Series, Unit
+from tinyllama.report.chart import NARROW, WIDE, Chart, Kind, Series, Unit
 from tinyllama.report.content import RunData, format_median, format_newest, read_run
+from tinyllama.report.marks import CATEGORIES
 from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
 
@@ -53,6 +55,8 @@ _METRIC_CHARTS: tuple[tuple[str, str, str, Unit, Kind], ...] = (
     ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", Unit("bytes", "bytes"), "smooth"),
 )
 """Metric, title, caption, unit and kind of series of each small chart."""
+_FASTEST_PRODUCT = "fastest matrix product measured"
+"""Reference of the MFU on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -121,18 +125,7 @@ def _context(run: RunData, others: Sequence[RunData]) -> dict[str, object]:
         "status": _status(run),
         "head_figures": _head_figures(run),
         "loss": _loss_chart(run),
-        "metrics": [
-            Chart(
-                metric,
-                title,
-                caption,
-                unit,
-                [Series(title, "validation" if kind == "points" else "training", curve, kind)],
-                batch_tokens=run.recipe.train.batch_tokens,
-            )
-            for metric, title, caption, unit, kind in _METRIC_CHARTS
-            if len(curve := run.metrics.curves[metric])
-        ],
+        "metrics": list(_metric_charts(run)),
         "scores": _score_chart(run),
         "tasks": _task_charts(run),
         "measured_with": sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
@@ -149,7 +142,7 @@ def _summary(run: RunData) -> str:
     return (
         f"A Llama of {size}: {shape.layers} layers, width {shape.dim:,}, {shape.heads} heads, {shape.kv_heads} "
         f"key/value heads, context {shape.context_length:,} tokens; {run.recipe.train.precision}{trained}."
-        + (f" Hardware: {run.hardware}." if run.hardware else "")
+        + (f" Hardware: {'; then '.join(map(format_hardware, run.hardware))}." if run.hardware else "")
     )
 
 
@@ -181,12 +174,21 @@ def _head_figures(run: RunData) -> list[HeadFigure]:
     note = f"{format_duration_precise(metrics.seconds)} of it in steps" if metrics.seconds else "no step yet"
     figures.append(HeadFigure("wall clock", format_duration_precise(seconds) if seconds else MISSING, note))
     mfu = format_median(run, "mfu", format_percent)
-    note = "MFU unknown, as is the device's peak FLOP/s" if mfu == MISSING else f"{mfu} MFU; both are medians"
+    note = "median"
+    if mfu == MISSING:
+        note += "; MFU unknown, as is the device's peak FLOP/s"
+    elif run.hardware:  # before the first checkpoint it is unknown whether the peak is measured
+        note += f"; {mfu} of the {_FASTEST_PRODUCT}" if _has_measured_peak(run) else f"; {mfu} MFU"
     figures.append(HeadFigure("tokens/s", format_median(run, "tokens_per_second", format_count), note))
     if scored := [row for row in run.scores["releases"] if release_score(row)]:
         note = f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}"
         figures.append(HeadFigure("HellaSwag acc_norm, %", str(release_score(scored[-1])), note))
     return [*figures, _problems_figure(run)]
+
+
+def _has_measured_peak(run: RunData) -> bool:
+    """Return whether the MFU refers to measured matrix products, because the run trained on a CPU."""
+    return any(record["type"] == "cpu" for record in run.hardware)
 
 
 def _problems_figure(run: RunData) -> HeadFigure:
@@ -222,36 +224,57 @@ def _loss_chart(run: RunData) -> Chart | None:
     )
 
 
+def _metric_charts(run: RunData) -> Iterator[Chart]:
+    for metric, title, caption, unit, kind in _METRIC_CHARTS:
+        is_relative = metric == "mfu" and _has_measured_peak(run)
+        shown_unit = Unit(f"% of the {_FASTEST_PRODUCT}", "percent") if is_relative else unit
+        if len(curve := run.metrics.curves[metric]):
+            series = [Series(title, "validation" if kind == "points" else "training", curve, kind)]
+            yield Chart(metric, title, caption, shown_unit, series, batch_tokens=run.recipe.train.batch_tokens)
+
+
 def _score_chart(run: RunData) -> Chart | None:
     if not has_scores(run.scores):
         return None
     caption = (
-        "acc_norm against tokens seen; bars are standard errors. Baselines are horizontal lines, since most of them "
-        "were trained on far more tokens. Published scores are on all 10,042 items."
+        "acc_norm against tokens seen; bars are standard errors. Baselines are horizontal lines, or arrows if they are "
+        "far away, since most of them were trained on far more tokens. Published scores are on all 10,042 items."
     )
     rows = [row for row in run.scores["releases"] if row["hellaswag"] is not None]
     curve = _score_curve([(row["tokens"], row["hellaswag"], row["stderr"] or 0) for row in rows])
     series = [Series(f"{rows[-1]['name']}, ± standard error", "training", curve, "errors")]
-    baselines = baseline_levels(run.scores)
-    return Chart("scores", "HellaSwag", caption, Unit("per cent"), series, baselines, sizes=(WIDE, NARROW))
+    return Chart(
+        "scores",
+        "HellaSwag",
+        caption,
+        Unit("per cent"),
+        series,
+        baseline_levels(run.scores),
+        HELLASWAG_CHANCE,
+        sizes=(WIDE, NARROW),
+    )
 
 
 def _task_charts(run: RunData) -> list[Chart]:
     """Return a chart for each task, except HellaSwag, that was scored at several steps."""
     points: dict[str, list[tuple[float, float, float]]] = {}
+    chances: dict[str, float] = {}
     for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in evaluation["rows"].items():
             if (score := task_score(row)) and task != "hellaswag":
                 point = (evaluation["tokens"], score.value, score.stderr or 0)
                 points.setdefault(f"{task}, {score.metric}", []).append(point)
+                if "chance" in row:
+                    chances[f"{task}, {score.metric}"] = 100 * row["chance"]
     several = [(title, found) for title, found in points.items() if len(found) > 1]
     return [
         Chart(
             f"task-{number}",
             title,
-            "± standard error",
+            "± standard error" + (f"; chance: {chances[title]:.4g} (grey)" if title in chances else ""),
             Unit("per cent"),
             [Series(title, "training", _score_curve(found), "errors")],
+            chance=chances.get(title),
         )
         for number, (title, found) in enumerate(several)
     ]

@@ -68,6 +68,12 @@ class Tokenizer:
         """
         return cls(read_tokenizer(source))
 
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._backend.name}: {self.vocab_size:,} tokens)"
+
     def fitted(self, num_embeddings: int) -> "Tokenizer":
         """Return the tokenizer for an embedding of `num_embeddings` rows; see `fit_to_embedding`."""
         backend = fit_to_embedding(self._backend, num_embeddings)

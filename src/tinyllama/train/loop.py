@@ -203,7 +203,8 @@ class TrainingLoop:
             self.log.metrics(row)
             if decision.action is Action.SKIP:
                 self.log.event("skip", steps_done, reason=decision.reason)
-            mfu = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
+            is_rated = row["mfu"] and state.world.device.type != "cpu"  # a CPU has only a measured peak
+            mfu = f", MFU {100 * row['mfu']:.0f} %" if is_rated else ""
             self.bar.show(steps_done, (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {loss:.3f}") + mfu)
 
     def _validate(self, steps_done: int) -> dict[str, float]:

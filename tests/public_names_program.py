@@ -1,0 +1,11 @@
+"""Program that fails if the package or its torch-free public names import what they should not."""
+
+import sys
+
+import tinyllama
+
+dir(tinyllama)
+assert not sys.modules.keys() & {"numpy", "pydantic"}, "the package imports what only its functions need"
+for name in ("InputError", "Recipe", "Run", "TokenStore", "Tokenizer", "prepare_store", "train_model"):
+    getattr(tinyllama, name)
+    assert "torch" not in sys.modules, name
