@@ -73,7 +73,7 @@ def main() -> int:
     begun = deadline = time.monotonic()
     arguments = parse_arguments()
     if missing := [name for name in ("torch", "numpy", "pydantic", "tinyllama") if find_spec(name) is None]:
-        raise SystemExit(f"{sys.executable}: cannot import {', '.join(missing)}; see docs/gpu.md")
+        raise SystemExit(f"{sys.executable}: cannot import {', '.join(missing)}; see benchmarks/gpu_bundle.py")
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = {name: PARTS[name] for name in arguments.parts}
     if "training" in parts and not BUNDLED_INPUTS.is_dir():
