@@ -184,7 +184,7 @@ def test_globs_do_not_name_other_files(tmp_path: Path, files: dict[str, str], pa
 
 def test_link_between_sources_is_read_once(tmp_path: Path) -> None:
     for name in ("notes/a.md", "notes/b.txt", "src/a.py"):
-        write(tmp_path / name, PROSE.encode() * 9)
+        write(tmp_path / name, f"{PROSE}\n".encode() * 9)
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo/z.txt").symlink_to(tmp_path / "src/a.py")
     (tmp_path / "notes/same.md").symlink_to(tmp_path / "notes/a.md")

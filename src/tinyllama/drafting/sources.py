@@ -19,9 +19,9 @@ from tinyllama.recipe import Source
 _MIN_CODE_SHARE = 0.02
 """Code, or prose, with a smaller share of a folder's text is part of the folder's other source."""
 _MIN_SOURCE_SHARE, _MIN_SOURCE_BYTES = 0.002, 100_000
-"""A source with less text than this share of all text, and than this size, is left out."""
+"""A source with less text than this share of all text, and than this size, is not used."""
 _MIN_ENDING_SHARE = 0.01
-"""Text files with an unknown ending and a smaller share of a folder's text are left out."""
+"""Text files with an unknown ending and a smaller share of a folder's text are not used."""
 _MAX_PARTS = 8  # sources for the files of one kind in one folder
 _MAX_NAMES = 30  # of files without an ending in one glob
 _LONG_TEXT_BYTES = 128 << 20  # a document of more than 256 MiB would be rejected
