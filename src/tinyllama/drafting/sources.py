@@ -19,9 +19,9 @@ from tinyllama.recipe import Source
 _MIN_CODE_SHARE = 0.02
 """Code, or prose, with a smaller share of a folder's text is part of the folder's other source."""
 _MIN_SOURCE_SHARE, _MIN_SOURCE_BYTES = 0.002, 100_000
-"""A source with less text than this share of all text, and than this size, is dropped."""
+"""A source with less text than this share of all text, and than this size, is not used."""
 _MIN_ENDING_SHARE = 0.01
-"""Text files with an unknown ending and a smaller share of a folder's text are dropped."""
+"""Text files with an unknown ending and a smaller share of a folder's text are not used."""
 _MAX_PARTS = 8  # sources for the files of one kind in one folder
 _MAX_NAMES = 30  # of files without an ending in one glob
 _LONG_TEXT_BYTES = 128 << 20  # a document of more than 256 MiB would be rejected
@@ -177,13 +177,13 @@ def cover(
         parts.append((_join(survey.root, "**", braces(patterns - shared)), separate))
     tops = {_top_folder(survey, file.path) for file in rest}
     if rest and survey.is_folder and not tops & {"", *(_top_folder(survey, path) for path in rivals)}:
-        parts.append((_join(survey.root, braces(tops), "**", braces(shared)), rest))
+        parts.append((_join(survey.root, braces(set(map(escape, tops))), "**", braces(shared)), rest))
     else:
         folders: dict[str, list[FoundFile]] = defaultdict(list)
         for file in rest:
             folders[file.path.rpartition("/")[0]].append(file)
         parts += [
-            (_join(folder, braces({PurePosixPath(file.path).name for file in own})), own)
+            (_join(folder, braces({escape(PurePosixPath(file.path).name) for file in own})), own)
             for folder, own in folders.items()
         ]
     if len(parts) > _MAX_PARTS:
@@ -205,21 +205,26 @@ def _pattern_of(path: str) -> str:
     suffixes = PurePosixPath(name).suffixes
     count = 2 if suffixes and suffixes[-1].lower() in COMPRESSIONS else 1
     ending = "".join(suffixes[-count:])
-    return f"*{ending}" if len(suffixes) >= count and _ENDING.fullmatch(ending) else name
+    return f"*{ending}" if len(suffixes) >= count and _ENDING.fullmatch(ending) else escape(name)
 
 
-def braces(names: Collection[str]) -> str:
-    """Return a glob for names and endings, such as `*.{md,txt}`; characters that are special in globs become `?`."""
-    plain = sorted(name if name.startswith("*.") else _WILDCARDS.sub("?", name) for name in names)
+def escape(name: str) -> str:
+    """Return a pattern for a name: characters that are special in globs become `?`, which matches any character."""
+    return _WILDCARDS.sub("?", name)
+
+
+def braces(patterns: Collection[str]) -> str:
+    """Return one glob for patterns of names and endings, such as `*.{md,txt}` or `{*.md,README}`."""
+    plain = sorted(set(patterns))
     if len(plain) == 1:
         return plain[0]
-    if all(name.startswith("*.") for name in plain):
-        return f"*.{{{','.join(name[2:] for name in plain)}}}"
+    if all(pattern.startswith("*.") for pattern in plain):
+        return f"*.{{{','.join(pattern[2:] for pattern in plain)}}}"
     return f"{{{','.join(plain)}}}"
 
 
 def _join(folder: str, *patterns: str) -> str:
-    escaped = _WILDCARDS.sub("?", folder.rstrip("/"))
+    escaped = escape(folder.rstrip("/"))
     return "/".join([*([escaped] if folder else []), *patterns])
 
 
