@@ -135,6 +135,8 @@ def run_part(name: str, part: Part, out: Path, device: str, deadline: float) -> 
     command = [sys.executable, str(Path(__file__).resolve()), "--child", str(os.getpid())]
     command += [part.module, part.function, str(rows), device]
     environment = os.environ | {"GPU_DEADLINE": str(deadline)}
+    if device == "cpu":  # several threads would wait for each other while other jobs use the cores
+        environment["OMP_NUM_THREADS"] = "1"
     begun = time.monotonic()
     with (
         log.open("wb") as stderr,
