@@ -89,8 +89,8 @@ def draft_recipe(
     shortest = min(source.text_bytes for source in sources) * fraction / bytes_per_token / 2
     name = _free_name(paths[0])
     about = {
-        "paths": visible(shlex.join(paths)),  # in a comment, where a line end would end the comment
-        "file": visible(file or f"{name}.yaml"),
+        "paths": _comment(shlex.join(paths)),
+        "file": _comment(file or f"{name}.yaml"),
         "name": name,
         "quoted_name": _scalar(name),
         "vocab_size": vocab_size,
@@ -138,6 +138,11 @@ def _free_name(path: str) -> str:
 def _scalar(text: str) -> str:
     """Return a name as YAML, in quotes if YAML would read a number or another type."""
     return yaml.safe_dump(text).removesuffix("...\n").strip()
+
+
+def _comment(text: str) -> str:
+    """Return a text for a comment, which a line end would end."""
+    return visible(" ".join(text.split()))
 
 
 def _source_fields(source: DraftSource, text_bytes: float, fraction: float) -> dict[str, Any]:
