@@ -133,6 +133,10 @@ def test_name_is_not_that_of_a_run_or_of_a_bundled_recipe(tmp_path: Path, monkey
     assert draft("notes/book.txt").recipe.name == "book"
     one_text(Path("2024"))
     assert draft("2024").recipe.data.sources.keys() == {"2024"}
+    one_text(Path("a\nb"))
+    with pytest.raises(InputError, match="control character"):
+        draft("a\nb")
+    assert draft_recipe(["2024", "a\nb"], 10, machine).recipe.name == "2024"
 
 
 def test_micro_batch_fits_into_memory() -> None:

@@ -27,7 +27,7 @@ from tinyllama.drafting.sizes import (
 from tinyllama.drafting.sources import DraftSource, draft_sources
 from tinyllama.drafting.survey import SkippedFile, survey
 from tinyllama.errors import InputError
-from tinyllama.formatting import format_bytes, format_count, format_duration
+from tinyllama.formatting import format_bytes, format_count, format_duration, visible
 from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.prepare.sources import split_suffixes
@@ -89,8 +89,8 @@ def draft_recipe(
     shortest = min(source.text_bytes for source in sources) * fraction / bytes_per_token / 2
     name = _free_name(paths[0])
     about = {
-        "paths": shlex.join(paths),
-        "file": file or f"{name}.yaml",
+        "paths": _comment(shlex.join(paths)),
+        "file": _comment(file or f"{name}.yaml"),
         "name": name,
         "quoted_name": _scalar(name),
         "vocab_size": vocab_size,
@@ -138,6 +138,11 @@ def _free_name(path: str) -> str:
 def _scalar(text: str) -> str:
     """Return a name as YAML, in quotes if YAML would read a number or another type."""
     return yaml.safe_dump(text).removesuffix("...\n").strip()
+
+
+def _comment(text: str) -> str:
+    """Return a text for a comment, which a line end would end."""
+    return visible(" ".join(text.split()))
 
 
 def _source_fields(source: DraftSource, text_bytes: float, fraction: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ files, a few of them stand for the others.
 import codecs
 import csv
 import lzma
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -197,6 +198,8 @@ def look_at(path: str) -> FoundFile | SkippedFile:
     """Read the beginning of a file, and return what the file contains or why it is not used."""
     if not Path(path).is_file():
         return SkippedFile(path, "broken link" if Path(path).is_symlink() else "not a regular file", is_refused=True)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+        return SkippedFile(path, "control character in its path")  # which no recipe may contain
     try:
         return _look_at_content(path)
     except InputError as error:
