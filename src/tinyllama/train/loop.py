@@ -96,9 +96,8 @@ def _train_and_release(
                     with loop.heartbeat.paused():
                         first_step, saved = resume(state, log, allow_change)
                 loop.wait_for_checkpoint(is_last=True)
-                if (
-                    log and loop.signals.names
-                ):  # during the last step or its checkpoint; only rank 0 has releases to make
+                # A signal in the last step or during its checkpoint. Only rank 0 would make releases after it.
+                if log and loop.signals.names:
                     loop.exit_on_signal()
         if releases and (failed := releases.finish()):
             problem = f"training finished, but the release of step {', '.join(map(str, failed))} failed"
