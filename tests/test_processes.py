@@ -104,8 +104,7 @@ def interruptible() -> Iterator[None]:
 
 
 def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)  # the handler runs between two instructions
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_first_ctrl_c_is_recorded_and_the_second_is_a_keyboard_interrupt(interruptible: None) -> None:
@@ -126,11 +125,9 @@ def test_second_ctrl_c_reaches_the_ranks_of_torchrun_as_sigterm(
         signals.can_save = True
         press_ctrl_c()
         with pytest.raises(CommandAbort):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
     with record_signals() as signals:  # without a Ctrl-C before it, SIGTERM is a request to save
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
         assert signals.names == ["SIGTERM"]
 
 

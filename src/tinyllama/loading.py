@@ -64,7 +64,7 @@ def resolve_model(source: str | os.PathLike[str]) -> ModelLocation:
     if RunDir(folder).recipe_path.is_file():
         return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
     if folder.exists() or source.count("/") != 1 or folder.parent == Path("runs"):
-        remedy = "give a run (tinyllama train RECIPE), a checkpoint, a release or a Hugging Face folder"
+        remedy = "give a run, a checkpoint, a release or a Hugging Face folder; `tinyllama train RECIPE` makes a run"
         raise InputError(f"{source}: no model found; {_similar_run(source) or remedy}")
     from tinyllama.hub import download_snapshot  # noqa: PLC0415 - a machine that only trains may lack its requirements
 

@@ -136,7 +136,10 @@ class StopSignals:
         self.arrived: list[int] = []
         """Numbers of the signals, including those that a blocked main thread has not handled yet."""
         self.can_save = False
-        """Whether the first Ctrl-C is recorded; before the first step, Ctrl-C ends the block, which has no progress."""
+        """Whether the first Ctrl-C is recorded.
+
+        It is false before the first step, when nothing can be saved: Ctrl-C then ends the block.
+        """
 
 
 @contextmanager

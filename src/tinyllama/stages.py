@@ -122,7 +122,9 @@ def _training(recipe: Recipe) -> Iterator[str]:
     train_model(recipe)
     rows = list(run.metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
-    yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
+    losses = [row["loss"] for row in rows if row["loss"] is not None]  # a skipped step has no loss
+    loss = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at the end" if losses else "every step was skipped"
+    yield f"{loss}; {speed:,.0f} tokens/s"
     bits_per_byte = rows[-1].get("validation_bits_per_byte")
     if bits_per_byte is None:
         yield "not validated: no documents for validation (data.validation_fraction is 0)"

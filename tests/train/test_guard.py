@@ -303,7 +303,7 @@ def test_watchdog_ends_a_hanging_process() -> None:
     assert (done.returncode, done.stdout) == (1, "ready\nhang 0.5\n")
 
 
-def test_blocked_process_answers_ctrl_c_and_ends_soon_after_a_stop_signal() -> None:
+def test_blocked_process_reports_ctrl_c_and_ends_soon_after_a_stop_signal() -> None:
     command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -45,8 +45,11 @@ def test_default_prompts_begin_validation_documents_of_different_sources(small: 
         ("\u8a9e" * 39 + "\ufffd" + "\u8a9e" * 100, None),
         ("text that stops at \x1b[31m a control character", None),
         ("only a few words", None),
+        ("abc" + " " * 100 + "word " * 30, None),
+        ("A title of twenty and more\r\nand a text that follows the title.", "A title of twenty and more"),
+        ("\u8a9e" * 10 + "\u3000" + "\u8a9e" * 189, "\u8a9e" * 10 + "\u3000" + "\u8a9e" * 49),
     ],
-    ids=["line", "words", "no space", "broken character", "control character", "short"],
+    ids=["line", "words", "no space", "broken character", "control character", "short", "blanks", "CRLF", "wide space"],
 )
 def test_prompts_are_readable_and_end_with_a_line_or_word(text: str, expected: str | None) -> None:
     assert _beginning(text) == expected

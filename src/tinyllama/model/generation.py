@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import sdpa_kernel
 
 from tinyllama.errors import InputError
 from tinyllama.model.attention import INFERENCE_KERNELS
-from tinyllama.model.llama import Llama
+from tinyllama.model.llama import Llama, check_ids
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -33,12 +33,6 @@ class Sampling:
     Positive logits are divided by it, negative logits are multiplied by it; 1 changes nothing."""
     seed: int = 0
     """Random seed."""
-
-    def __repr__(self) -> str:
-        changed = (
-            f"{one.name}={getattr(self, one.name)}" for one in fields(self) if getattr(self, one.name) != one.default
-        )
-        return f"Sampling({', '.join(changed)})"
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, bool, str]] = {
@@ -80,9 +74,7 @@ def generate(
         raise InputError(
             f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
-    if max(prompt) >= model.vocab_size:
-        problem = f"the id {max(prompt)} is not in the model's vocabulary of {model.vocab_size:,} tokens"
-        raise InputError(f"prompt: {problem}; use the model's own tokenizer")
+    check_ids(torch.tensor([prompt]), model.vocab_size, context)
     device = model.device
     random = torch.Generator(device).manual_seed(sampling.seed)
     caches = model.new_caches(1, context)

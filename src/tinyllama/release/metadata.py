@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.flops import num_parameters
@@ -36,7 +36,8 @@ ReleaseRow = dict[str, Any]
 def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
     """Return the contents of release.json except `reference` and `files`; `averaged` lists the averaged checkpoints.
 
-    Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written.
+    Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written, or if
+    metrics.jsonl or events.jsonl is damaged.
     """
     # The imports are local, because reports read releases without torch, which takes seconds to import.
     import torch  # noqa: PLC0415
@@ -106,7 +107,8 @@ def _measured(run: RunDir, step: int) -> dict[str, Any]:
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
-    summary = summarize_metrics(run.metrics(step))
+    with translate_damage_errors(run.path):
+        summary = summarize_metrics(run.metrics(step))
     if not summary.step:
         raise InputError(f"{run.metrics_path}: no row up to step {step} for the loss plot; restore the file")
     found: dict[str, Any] = {"loss": summary.newest.get("loss", (0, None))[1], "training_seconds": summary.seconds}
@@ -122,12 +124,9 @@ def _last_samples(run: RunDir, step: int) -> dict[str, Any] | None:
     if not samples:
         return None
     newest = samples[-1]["step"]
-    texts = [{name: event.get(name) for name in ("prompt", "greedy", "sampled")} for event in samples]
-    return {
-        "step": newest,
-        "settings": SAMPLE_SETTINGS,
-        "texts": [text for event, text in zip(samples, texts, strict=True) if event["step"] == newest],
-    }
+    fields = ("prompt", "greedy", "sampled")
+    texts = [{name: event.get(name) for name in fields} for event in samples if event["step"] == newest]
+    return {"step": newest, "settings": SAMPLE_SETTINGS, "texts": texts}
 
 
 def base_model(metadata: Mapping[str, Any]) -> str | None:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from tinyllama.formatting import MISSING
 from tinyllama.report.content import Table
 from tinyllama.runs.log import Event
-from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
+from tinyllama.runs.samples import current_samples
 
-SETTINGS = SAMPLE_SETTINGS
-"""Description of the completions of a prompt."""
 MAX_VISIBLE = 6
 """Maximum number of completions of a prompt that are always visible."""
 _BLANK_LINES = re.compile(r"\n([^\S\n]*\n){2,}")

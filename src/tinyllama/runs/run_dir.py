@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -53,12 +54,11 @@ class ReleaseDir:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("files"), dict):
             problem = "a release.json without its files" if self.exists else "no release.json"
             run = next((path for path in (self.path, *self.path.parents[:2]) if RunDir(path).is_started), "RUN")
-            raise InputError(f"{self.path}: no release here ({problem}); run: tinyllama release {run}")
+            raise InputError(f"{self.path}: no release here ({problem}); run: tinyllama release {quote(str(run))}")
         for name in metadata["files"]:
             if not is_inside(name):
-                raise InputError(
-                    f"{self.metadata_path}: names {name!r}, a file outside its folder; release the run again"
-                )
+                problem = f"names {name!r}, a file outside its folder"
+                raise InputError(f"{self.metadata_path}: {problem}; release the run again")
         return metadata
 
     def evaluation(self) -> Row | None:
@@ -345,7 +345,7 @@ class RunDir:
         """Return the committed checkpoint of a step, by default the newest. Raises InputError if none is found."""
         checkpoints = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not checkpoints:
-            raise InputError(f"{self.path}: no complete checkpoint yet; run: tinyllama train {self.recipe_path}")
+            raise InputError(f"{self.path}: no complete checkpoint yet; train it with its recipe, {self.recipe_path}")
         step = max(checkpoints) if step is None else step
         if step not in checkpoints:
             steps = ", ".join(map(str, checkpoints))

@@ -1,7 +1,7 @@
 """Samples in a run's events: at each validation, the model completes the run's prompts (`train.samples`).
 
 A killed run repeats steps when it resumes, and a run that was rolled back trains its steps on other batches. The
-functions here return each sample of the present weights once. This module does not import torch.
+functions here return each sample of the current weights once. This module does not import torch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,8 +37,8 @@ def current_samples(events: Iterable[Event], last_step: int | None = None) -> li
         match event.get("event"):
             case "sample":
                 found[step, str(event.get("prompt", ""))] = event
-            case "rollback":
-                found = _up_to(event.get("checkpoint", 0), found)
+            case "rollback" if isinstance(checkpoint := event.get("checkpoint"), int):
+                found = _up_to(checkpoint, found)
             case "start":
                 found = {}
             case "resume" if "changed" in event:

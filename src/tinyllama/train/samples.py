@@ -6,6 +6,7 @@ without torch.compile, which would compile them for each length of the text.
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -40,7 +41,7 @@ def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> l
 
     The documents are from different sources if possible. Each beginning ends at the end of a line or a word. The result
     has no duplicates, and is empty without validation documents. Raises InputError if a prompt of the recipe has no
-    tokens or fills the model's context, and the same errors as `Split.find_documents`.
+    tokens or fills the model's context, and the same errors as `Split.__getitem__`.
     """
     context = recipe.model.context_length
     if recipe.train.sample_prompts is not None:
@@ -62,12 +63,11 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
 
 def _document_beginnings(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents."""
-    count = min(split.num_documents, _DOCUMENTS_PER_SOURCE)
-    for document in split.find_documents(i * split.num_documents // count for i in range(count)):
+    count = min(len(split), _DOCUMENTS_PER_SOURCE)
+    for number in range(count):
+        ids = split[number * len(split) // count]
         # A token is at least one byte, so these tokens contain the beginning unless the document is shorter.
-        num_tokens = min(document.tokens, 2 * 4 * _MAX_CHARACTERS)
-        text = tokenizer.decode(split.read(document.start, document.start + num_tokens))
-        if beginning := _beginning(text):
+        if beginning := _beginning(tokenizer.decode(ids[: 2 * 4 * _MAX_CHARACTERS])):
             yield beginning
 
 
@@ -77,19 +77,20 @@ def _beginning(text: str) -> str | None:
     The beginning is at most half of the text, so that something is left to complete. Return None if the text is too
     short, or if its beginning contains bytes that are not UTF-8 or control characters.
     """
-    text = "".join(itertools.takewhile(_is_readable, text.strip()))
+    text = "".join(itertools.takewhile(_is_readable, text.replace("\r\n", "\n").strip()))
     limit = min(_MAX_CHARACTERS, len(text) // 2)
     if limit < _MIN_CHARACTERS:
         return None
     line = text.partition("\n")[0].rstrip()
     if _MIN_CHARACTERS <= len(line) <= limit:
         return line
-    words = re.match(rf"(?s).{{{_MIN_CHARACTERS},{limit}}}(?!\S)", text)
-    return (words[0] if words else text[:limit]).rstrip()
+    words = re.match(rf"(?s).{{{_MIN_CHARACTERS},{limit}}}(?<=\S)(?!\S)|.{{{limit}}}(?<=\S)", text)
+    return words[0] if words else None
 
 
 def _is_readable(character: str) -> bool:
-    return character in "\n\t" or (character.isprintable() and character != "\N{REPLACEMENT CHARACTER}")
+    is_space = character in "\n\t" or unicodedata.category(character) == "Zs"  # such as a no-break space
+    return is_space or (character.isprintable() and character != "\N{REPLACEMENT CHARACTER}")
 
 
 @torch.no_grad()
