@@ -171,16 +171,20 @@ def canonical_path(path: str) -> str:
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     path = _without_scheme(path)
     folder, name = os.path.split(path)
-    return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(str(Path.cwd() / folder))}/{name}"  # noqa: PTH114
+    return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"  # noqa: PTH114
 
 
 def is_output(path: str) -> bool:
     """Return whether a path is in the folder `runs` of the working directory, in which tinyllama writes its results."""
-    return not is_remote(path) and canonical_path(path).startswith(f"{_real_folder(str(Path.cwd() / 'runs'))}/")
+    return not is_remote(path) and canonical_path(path).startswith(f"{_real_folder('runs')}/")
+
+
+def _real_folder(folder: str) -> str:
+    return _resolve(folder, os.getcwd())  # noqa: PTH109 - called for every file, and faster than Path.cwd()
 
 
 @lru_cache(maxsize=1024)
-def _real_folder(folder: str) -> str:
+def _resolve(folder: str, working_directory: str) -> str:
     return os.path.realpath(folder)
 
 
