@@ -156,6 +156,7 @@ def test_second_draft_of_a_folder_replaces_the_file_but_not_the_run(
 def test_outputs_of_a_run_are_no_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code_and_prose(Path())
+    write(Path("notes/a.md"), PROSE.encode() * 400)
     write(Path("settings.yaml"), b"key: value  # for a program\n" * 99)
     many_characters(Path())
     path = init(["."], 1, Path("mine.yaml"), False, machine)
