@@ -1,5 +1,6 @@
 """Sidecars: processes next to training; stop signals."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.errors import CommandAbort
+from tinyllama.errors import REQUEUE_STATUS, CommandAbort, run_and_get_exit_status
 from tinyllama.processes import Heartbeat, exit_on_signal, record_signals, start_sidecar
 from tinyllama.torch_versions import ALLOCATOR_VARIABLES
 
@@ -135,6 +136,14 @@ def test_ctrl_c_with_nothing_to_save_aborts_the_command(interruptible: None) -> 
     with exit_on_signal(), record_signals() as signals, pytest.raises(CommandAbort):
         press_ctrl_c()
     assert signals.names == []
+
+
+def test_handlers_of_errors_do_not_continue_after_a_signal(interruptible: None) -> None:
+    def command() -> None:
+        with exit_on_signal(), contextlib.suppress(Exception):  # as around a call of a library
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_and_get_exit_status(command) == REQUEUE_STATUS
 
 
 def test_background_process_still_ignores_ctrl_c(interruptible: None) -> None:

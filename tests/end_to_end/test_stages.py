@@ -94,10 +94,11 @@ def write_own_data(folder: Path) -> None:
     pq.write_table(pa.table({"code": texts[30:]}), folder / "own/code.parquet")
     fields = small_recipe(Path())
     fields["vocab_size"] = 600
+    fields["data"]["store"] = "runs/small/store"
     fields["data"]["sources"] = {
         "docs": {"format": "text", "path": "own/docs/**/*.rst", "weight": 1},
         "notes": {"format": "text", "path": "own/more/*", "separator": "\n\n", "weight": 1},
-        "rows": {"format": "jsonl", "path": "own", "text": "body", "weight": 1},
+        "rows": {"format": "jsonl", "path": "**/*.jsonl", "text": "body", "weight": 1},  # without those in `runs`
         "code": {"format": "parquet", "path": "own", "text": "code", "weight": 1},
     }
     fields["release"] = {"formats": ["huggingface", "gguf", "ctranslate2"], "tasks": []}

@@ -1,4 +1,4 @@
-"""What a drafted recipe needs to know about this machine: speed, memory, precision and installed libraries."""
+"""Properties of this machine on which a drafted recipe depends: speed, memory, precision and installed libraries."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -270,7 +270,7 @@ class Recipe(RecipeModel):
             recipe = cls.model_validate(fields)
         except ValidationError as error:
             raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
-        recipe._origin = Origin(str(source), overrides or {})
+        recipe._origin = Origin(str(source), dict(overrides or {}))
         return recipe
 
     def command(self, name: str) -> str:

@@ -76,7 +76,7 @@ PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a recipe was loaded from. Origins are always equal, so that recipes with the same fields are equal."""
+    """Source and overrides of a recipe. Origins are always equal, so that recipes with the same fields are equal."""
 
     source: str = dataclasses.field(default="", compare=False)
     """File or name as the user gave it; empty for a recipe that was not loaded."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from tinyllama.distributed import is_peer_failure
-from tinyllama.errors import InputError, RunStoppedError, first_line
+from tinyllama.errors import CommandStopped, InputError, RunStoppedError, first_line
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 
@@ -65,10 +65,10 @@ def log_run_end(log: RunLog | None, steps: int) -> Iterator[None]:
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
     """Return the name and details of the event for an error that ended the run; None if the event is already logged."""
     match error:
+        case CommandStopped(signal=str(name)) | RunStoppedError(signal=str(name)) if name:
+            return "signal", {"signal": name}
         case KeyboardInterrupt():
             return "interrupted", {}
-        case RunStoppedError() if error.signal:
-            return "signal", {"signal": error.signal}
         case RunStoppedError() | InputError():
             return "failed", {"problem": str(error)}
     return None if is_peer_failure(error) else ("failed", {"problem": repr(error)})
