@@ -124,13 +124,8 @@ def _training(recipe: Recipe) -> Iterator[str]:
     rows = list(run.metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     losses = [row["loss"] for row in rows if row["loss"] is not None]  # a skipped step has no loss
-<<<<<<< HEAD
-    loss = f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at the end" if losses else "every step was skipped"
-    yield f"{loss}; {speed:,.0f} tokens/s"
-=======
     if losses:
         yield f"loss {losses[0]:.3f} at the start, {losses[-1]:.3f} at the end; {speed:,.0f} tokens/s"
->>>>>>> w-J
     bits_per_byte = rows[-1].get("validation_bits_per_byte")
     if bits_per_byte is None:
         yield "not validated: no validation sequence (see data.validation_fraction)"
