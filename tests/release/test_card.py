@@ -262,13 +262,15 @@ def test_scores_of_another_step_are_an_error(released: Path, tmp_path: Path) -> 
     assert card_of(folder) == before
 
 
-def test_card_of_a_release_of_an_older_version_lacks_only_what_was_not_recorded(released: Path) -> None:
+def test_card_of_an_older_release_in_fp16_lacks_only_what_was_not_recorded(released: Path) -> None:
     metadata = read_json(released / "release.json")
     for record, name in ((metadata, "license"), (metadata, "samples"), (metadata["measured"], "training_seconds")):
         del record[name]
     metadata["measured"]["loss"] = None  # every step was skipped
+    metadata["recipe"]["fields"]["train"]["precision"] = "fp16"
     card = render_card(metadata, None, NO_RELEASES)
     assert "no license yet" in card and "training time" not in card and "Training loss" not in card
+    assert row_of(card, "precision")[1] == "fp16 computation, float32 weights"
 
 
 def test_card_has_the_mixture_stages(released: Path) -> None:
