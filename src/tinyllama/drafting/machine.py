@@ -66,8 +66,8 @@ def measured_tokens_per_second(recipe: Recipe, vocab_size: int) -> float:
     """
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores / 2:
-        problem = f"other programs use {load:.1f} of {cores} cores, so the measured speed is too low"
-        warn_once(f"init: {problem}; run the command again when they have ended")
+        problem = f"the load average is {load:.1f} on {cores} cores, so the measured speed is probably too low"
+        warn_once(f"init: {problem}; run the command again when other programs have ended")
     micro_batch, update, _ = measure_speed(recipe, vocab_size, 1)
     train = recipe.train
     micro_batches = train.batch_sequences / train.effective_micro_batch_size(1)
