@@ -136,6 +136,25 @@ def test_run_path_and_loaded_model_generate_the_same_text(trained: tinyllama.Run
         tinyllama.generate_text(model, "import os")
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "problem"),
+    [
+        ("load_model", {"source": None}, "model: None"),
+        ("release_run", {"model": 3}, "model: 3"),
+        ("evaluate_model", {"model": None}, "model: None"),
+        ("evaluate_model", {"model": "runs/small", "precision": "int4"}, "precision: 'int4'"),
+        ("generate_text", {"model": None, "prompt": "x"}, "model: None"),
+        ("generate_text", {"model": "runs/small", "prompt": ["x"]}, r"prompt: \['x'\]"),
+        ("generate_text", {"model": "runs/small", "prompt": "x", "max_new_tokens": "x"}, "max_new_tokens: 'x'"),
+        ("generate_text", {"model": "runs/small", "prompt": "x", "temperature": "a"}, "temperature: 'a'"),
+    ],
+    ids=["load", "release", "evaluate", "precision", "generate", "prompt", "max_new_tokens", "temperature"],
+)
+def test_argument_of_a_wrong_type_is_refused(function: str, arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(tinyllama.InputError, match=problem):
+        getattr(tinyllama, function)(**arguments)
+
+
 def test_prompt_of_another_vocabulary_is_refused(trained: tinyllama.Run) -> None:
     model = tinyllama.Llama(trained.recipe.model, vocab_size=10)
     with pytest.raises(tinyllama.InputError, match="not in the vocabulary of 10 tokens"):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,10 +228,11 @@ def release_run(
     `formats`, `average` or `average_decay` is given. Raises InputError if the model is damaged, if a format's library
     is missing, or if the release exists. Raises RunStoppedError if an engine rejects a released file or crashes.
     """
+    from tinyllama.loading import model_path
     from tinyllama.release import convert
     from tinyllama.release.release import release_run as release_checkpoint
 
-    source = os.fspath(model)
+    source = model_path(model)
     path, options = Path(source), dict[str, Any](formats=formats, average=average, average_decay=average_decay)
     is_external = ReleaseDir(path).exists or (path / "config.json").is_file() or not path.exists()
     folder = None
@@ -277,11 +279,14 @@ def evaluate_model(
     data or lm-eval is not available.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
+    from tinyllama.loading import model_path
     from tinyllama.model.llama import PRECISIONS
     from tinyllama.release.card import update_card
 
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {precision!r} is not supported; give {', '.join(PRECISIONS)}")
     names = [tasks] if isinstance(tasks, str) else tasks
-    saved = evaluate_and_save(os.fspath(model), names, limit, PRECISIONS[precision], num_fewshot, batch_size)
+    saved = evaluate_and_save(model_path(model), names, limit, PRECISIONS[precision], num_fewshot, batch_size)
     if saved is None:
         return None
     result = EvaluationResult(*saved)
@@ -333,6 +338,11 @@ def stream_text(
     from tinyllama.model.generation import GREEDY
     from tinyllama.model.llama import Llama
 
+    for name, value, kind, expected in (
+        ("prompt", prompt, str, "a text"), ("max_new_tokens", max_new_tokens, Integral, "an integer")
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise InputError(f"{name}: {value!r} is of type {type(value).__name__}; give {expected}")
     sampling = sampling or GREEDY
     if isinstance(model, Llama):
         if tokenizer is None:

@@ -61,7 +61,8 @@ def load_tokenizer(recipe: Recipe) -> Tokenizer:
     except InputError as error:
         if place == "disk":
             raise
-        raise InputError(f"{missing} (if the tokenizer is on the hub: {error})") from None
+        hub = "connect to the hub, or set HF_TOKEN for a private or gated repository"
+        raise InputError(f"{missing} (for a tokenizer on the hub, {hub})") from error
 
 
 def open_store(recipe: Recipe) -> TokenStore:

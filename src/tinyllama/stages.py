@@ -20,7 +20,6 @@ from tinyllama.evaluate.results import Evaluation, format_evaluation
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes
 from tinyllama.loading import load_model
-from tinyllama.model.flops import num_parameters
 from tinyllama.preflight import check_stages, load_tokenizer, tokenizer_place
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.inspection import prepared_lines
@@ -115,13 +114,8 @@ def _store(recipe: Recipe) -> Iterator[str]:
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
-    vocab_size = load_tokenizer(recipe).vocab_size
-    parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
-    yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
-    run = RunDir.of_recipe(recipe)
-    yield f"watch it: tinyllama watch {run.path}"
     train_model(recipe)
-    rows = list(run.metrics())
+    rows = list(RunDir.of_recipe(recipe).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     losses = [row["loss"] for row in rows if row["loss"] is not None]  # a skipped step has no loss
     if losses:

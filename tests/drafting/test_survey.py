@@ -15,7 +15,7 @@ from tests.prepare.raw import COMPRESSIONS, POINTER, lines, write
 
 from tinyllama import cli
 from tinyllama.drafting.sources import DraftSource, braces, draft_sources, escape
-from tinyllama.drafting.survey import FoundFile, choose_field, survey, survey_file
+from tinyllama.drafting.survey import FoundFile, survey, survey_file, text_fields
 from tinyllama.errors import InputError
 from tinyllama.prepare.files import find_files
 from tinyllama.prepare.readers import SourceRow, read_rows
@@ -83,8 +83,14 @@ def test_mixed_folder_becomes_few_sources(tmp_path: Path) -> None:
         "picture.png": "binary, or not UTF-8",
         "latin.txt": "binary, or not UTF-8",
         "empty.md": "empty",
-        "settings.json": "JSON without rows of text",
+        "settings.json": "JSON without a field of text in each line; lists and objects are not text",
     }
+
+
+def test_other_fields_with_text_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", lines(*[{"id": 1, "question": PROSE, "answer": PROSE * 3}] * 9))
+    (source,) = drafted(tmp_path).values()
+    assert (source.field, source.other_fields) == ("answer", ("question",))
 
 
 def test_single_files_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +127,10 @@ def test_size_of_a_packed_file_is_estimated(tmp_path: Path, suffix: str) -> None
         (b"PK\3\4 and more", "a.md", "zip archive"),
         (b"PAR1 and no footer", "a.parquet", "cannot be read"),
         (b"a;b\n1;2\n", "a.csv", "separated by ';'"),
-        (lines({"id": "1"}, {"id": "2"}), "a.jsonl", "without rows of text"),
+        (lines({"id": "1"}, {"id": "2"}), "a.jsonl", "without a field of text"),
         (b'"' + b"a" * 200_000, "a.csv", "cannot be read"),
         (b'"a\nb"\n' + f'"{PROSE}"\n'.encode() * 9, "a.csv", "no column of text"),
-        (lines({"a\tb": PROSE}), "a.jsonl", "without rows of text"),
+        (lines({"a\tb": PROSE}), "a.jsonl", "without a field of text"),
         (PROSE.encode(), "a\tb.txt", "control characters"),
         (PROSE.encode(), os.fsdecode(b"\xff.txt"), "not UTF-8"),
     ],
@@ -147,12 +153,12 @@ def test_unusable_file_is_skipped_with_its_reason(tmp_path: Path, content: bytes
     ids=["text", "longest", "encoded", "none", "unspaced", "empty"],
 )
 def test_text_field_is_the_one_with_most_prose(fields: dict[str, list[str]], chosen: str | None) -> None:
-    assert choose_field(fields) == chosen
+    assert next(iter(text_fields(fields)), None) == chosen
 
 
 @given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=40), max_size=3), max_size=4))
-def test_text_field_is_always_one_of_the_fields(fields: dict[str, list[str]]) -> None:
-    assert choose_field(fields) in {None, *fields}
+def test_text_fields_are_among_the_fields(fields: dict[str, list[str]]) -> None:
+    assert {*text_fields(fields)} <= {*fields}
 
 
 def test_data_sets_keep_their_splits(tmp_path: Path) -> None:

@@ -170,21 +170,16 @@ def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
             assert found[name, split] == [share, split, *counts, sha256]
 
 
-def test_card_without_scores_has_a_command_that_works_in_the_release_and_in_a_download(
-    released: Path, downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_card_without_scores_has_a_command_that_works_in_a_download(
+    downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = re.search(r"Not scored yet. Run `tinyllama (.+?)`", card_of(released))
+    command = re.search(r"Not scored yet. Run `tinyllama (.+?)`", (downloaded / "README.md").read_text("utf-8"))
     assert command is not None
-    copies = [
-        Path(shutil.copytree(folder, tmp_path / name / "a"))
-        for name, folder in (("release", released), ("hub", downloaded))
-    ]
-    for folder in copies:
-        monkeypatch.chdir(folder)
-        assert cli.main([*command[1].split(), "--limit", "2"]) == 0
-        assert read_json(folder / "evaluation.json")["model"] == "a"
-    assert "Not scored yet" not in card_of(copies[0])
-    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["a"]
+    folder = Path(shutil.copytree(downloaded, tmp_path / "hub/small"))
+    monkeypatch.chdir(folder)
+    assert cli.main([*command[1].split(), "--limit", "2"]) == 0
+    assert read_json(folder / "evaluation.json")["model"] == "small"
+    assert [path.name for path in folder.parent.iterdir()] == ["small"]
 
 
 def test_scores_have_errors_items_and_published_baselines(scored: Path) -> None:
@@ -262,13 +257,15 @@ def test_scores_of_another_step_are_an_error(released: Path, tmp_path: Path) -> 
     assert card_of(folder) == before
 
 
-def test_card_of_a_release_of_an_older_version_lacks_only_what_was_not_recorded(released: Path) -> None:
+def test_card_of_an_older_release_in_fp16_lacks_only_what_was_not_recorded(released: Path) -> None:
     metadata = read_json(released / "release.json")
     for record, name in ((metadata, "license"), (metadata, "samples"), (metadata["measured"], "training_seconds")):
         del record[name]
     metadata["measured"]["loss"] = None  # every step was skipped
+    metadata["recipe"]["fields"]["train"]["precision"] = "fp16"
     card = render_card(metadata, None, NO_RELEASES)
     assert "no license yet" in card and "training time" not in card and "Training loss" not in card
+    assert row_of(card, "precision")[1] == "fp16 computation, float32 weights"
 
 
 def test_card_has_the_mixture_stages(released: Path) -> None:

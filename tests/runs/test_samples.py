@@ -53,3 +53,4 @@ def test_log_repeats_no_sample_and_has_the_samples_after_a_rollback(tmp_path: Pa
 def test_long_samples_and_control_characters_fit_on_one_line() -> None:
     line = format_sample(1200, "a" * 9 + "b" * 32, "é\x1b[31m" + "é" * 60)
     assert line == 'step 1,200: "…' + "b" * 32 + r'" → "é\u001b[31m' + "é" * 42 + '…"'
+    assert format_sample(1, "a", "b" + "\n" * 31 + "c") == r'step 1: "a" → "b\n⋮\nc"'

@@ -36,6 +36,17 @@ def test_default_prompts_begin_validation_documents_of_different_sources(small: 
     assert set.union(*sources) == {"modules", "lines"} and all(sources)
 
 
+def test_default_prompts_from_tails_begin_with_a_complete_line_or_word(small: Path) -> None:
+    recipe = load_recipe(small, **{"train.sample_prompts": None, "data.sources.lines.holdout": "tail"})
+    tokenizer, store = Tokenizer.load(small / "tokenizer"), TokenStore.open(small / "store")
+    lines = [tokenizer.decode(document) for document in documents_of(store["lines/validation"])]
+    prompts = sample_prompts(recipe, store, tokenizer)
+    found = [(text, text.index(prompt)) for prompt in prompts for text in lines if prompt in text]
+    assert found
+    assert all(text[start - 1] in "\n " for text, start in found if start)
+    assert all(start for _, start in found)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

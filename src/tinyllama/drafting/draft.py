@@ -29,10 +29,11 @@ from tinyllama.drafting.sizes import (
 from tinyllama.drafting.sources import DraftSource, draft_sources
 from tinyllama.drafting.survey import SkippedFile, survey
 from tinyllama.errors import InputError
-from tinyllama.formatting import format_bytes, format_count, format_duration, visible
+from tinyllama.formatting import echo, format_bytes, format_count, format_duration, visible
 from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.prepare.sources import split_suffixes
+from tinyllama.progress import is_quiet
 from tinyllama.recipe import Recipe, bundled_recipes
 from tinyllama.recipe.loading import parse_yaml
 from tinyllama.text import to_str
@@ -120,6 +121,8 @@ def draft_recipe(paths: Sequence[str], minutes: float, describe_machine: Callabl
     sizes, speed = choose_sizes(flops, vocab_size, unique_tokens, shortest, shapes), 1.0
     for _ in range(_MAX_MEASUREMENTS):
         measured, model = sizes.shape, sizes.shape.model
+        if not is_quiet():
+            echo("measuring the speed of this machine …", to_stderr=True)
         speed = machine.measure(recipe_for(sizes, speed)[1], vocab_size)
         flops = speed * seconds * flops_per_token(model, vocab_size, model.context_length)
         sizes = choose_sizes(flops, vocab_size, unique_tokens, shortest, shapes)
@@ -166,6 +169,7 @@ def _source_fields(source: DraftSource, text_bytes: float, fraction: float) -> d
         "path": json.dumps(source.path, ensure_ascii=False),
         "weight": float(f"{max(1e-6, source.text_bytes / text_bytes):.3g}"),
         "field": source.field and json.dumps(source.field, ensure_ascii=False),
+        "other_fields": _comment(", ".join(source.other_fields)),
         "separator": source.separator and json.dumps(source.separator),
         "has_tail": source.num_documents * fraction < MIN_HELD_OUT_DOCUMENTS and not source.separator,
     }

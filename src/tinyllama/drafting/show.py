@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tinyllama.drafting.draft import Draft, default_file, draft_recipe
 from tinyllama.drafting.machine import Machine, this_machine
+from tinyllama.drafting.sources import DraftSource
 from tinyllama.drafting.survey import skipped_lines
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
@@ -38,12 +39,18 @@ def init(
     return path
 
 
+def _fields(source: DraftSource) -> str:
+    """Return the field with the text, and the other fields with text, which are not used."""
+    others = f" (not {', '.join(source.other_fields)})" if source.other_fields else ""
+    return f"{source.field or ''}{others}"
+
+
 def draft_lines(draft: Draft, path: Path) -> Iterator[str]:
     """Yield the lines that describe a draft, whose recipe was written to `path`."""
     head = ("source", "format", "field", "files", "text", "begins with")
     rows = [
         (
-            source.name, source.format, source.field or "", f"{len(source.files):,}", format_bytes(source.text_bytes),
+            source.name, source.format, _fields(source), f"{len(source.files):,}", format_bytes(source.text_bytes),
             source.files[0].example,
         )
         for source in draft.sources
@@ -64,5 +71,6 @@ def draft_lines(draft: Draft, path: Path) -> Iterator[str]:
         ("release", ", ".join(draft.recipe.release.formats), "formats whose libraries are installed"),
     )
     yield from format_table(("choice", "value", "reason"), choices)
+    yield "`run` takes some minutes more than the training, for the release, its verification and the score."
     yield ""
     yield f"recipe: {path}"

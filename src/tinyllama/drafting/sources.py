@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
-from tinyllama.drafting.survey import Format, FoundFile, SkippedFile, Survey, is_known_text, skipped_lines
+from tinyllama.drafting.file_names import is_known_text
+from tinyllama.drafting.survey import Format, FoundFile, SkippedFile, Survey, skipped_lines
 from tinyllama.errors import InputError
 from tinyllama.prepare.sources import COMPRESSIONS, check_sources_disjoint, is_read, list_files, split_suffixes
 from tinyllama.recipe import Source
@@ -51,6 +52,11 @@ class DraftSource:
         return self.files[0].field
 
     @property
+    def other_fields(self) -> tuple[str, ...]:
+        """Other fields or columns with text, which are not used."""
+        return self.files[0].other_fields
+
+    @property
     def size(self) -> int:
         """Size of its files in bytes."""
         return sum(file.size for file in self.files)
@@ -85,7 +91,7 @@ def draft_sources(surveys: Sequence[Survey]) -> tuple[list[DraftSource], list[Sk
     skipped = [file for one in surveys for file in one.skipped]
     drafts = [draft for one in surveys for draft in _draft_folder(one, skipped)]
     if not drafts:
-        reasons = f" ({'; '.join(skipped_lines(skipped))})" if skipped else ""
+        reasons = f" ({'; '.join(skipped_lines(skipped))})" if skipped else ", because there is no file"
         paths = " ".join(one.root or "." for one in surveys)
         raise InputError(f"{paths}: no file with text{reasons}; give other files")
     drafts.sort(key=lambda draft: (-draft.text_bytes, draft.path))

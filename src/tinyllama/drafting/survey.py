@@ -19,6 +19,7 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet
 
+from tinyllama.drafting.file_names import JSON_ENDINGS, NOT_PROSE, ROW_ENDINGS, is_known_code
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import MAX_POINTER_BYTES, read_json
 from tinyllama.formatting import visible
@@ -30,6 +31,7 @@ from tinyllama.prepare.sources import OUTPUT, check_no_pointer, compression_of, 
 from tinyllama.prepare.streams import CHUNK_BYTES, READ_ERRORS, RawFile, iter_chunks, iter_lines, open_text
 from tinyllama.progress import Bar
 from tinyllama.recipe import Source
+from tinyllama.recipe.loading import printable
 from tinyllama.text import TextLike, to_str
 
 Format = Literal["text", "jsonl", "parquet", "csv", "huggingface"]
@@ -44,27 +46,7 @@ _MAX_RATIO: int = Source.model_fields["max_compression_ratio"].default
 _MIN_TEXT_CHARACTERS = 16  # mean length of the values of a text field
 _MAX_WORD_CHARACTERS = 40  # mean length of words in text; encoded data has longer ones
 _EXAMPLE_CHARACTERS = 40
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
-_ROW_ENDINGS = (*_JSON_ENDINGS, ".csv", ".parquet", ".arrow")
-_CODE = (
-    ".adb .ads .asm .awk .bash .bat .bzl .c .cc .cfg .clj .cljs .cmake .cpp .cs .css .cu .cuh .cxx .d .dart .diff .el "
-    ".erl .ex .exs .f .f90 .fs .glsl .go .gradle .groovy .h .hcl .hh .hpp .hs .htm .html .hxx .inc .ini .ipp .java .jl "
-    ".js .jsx .kt .kts .less .lisp .lua .m .m4 .mk .ml .mli .mm .nim .nix .pas .patch .php .pl .pm .proto .ps1 .pxd "
-    ".py .pyi .pyx .r .rb .rs .s .sass .scala .scm .scss .sh .sql .sv .swift .tcl .tf .tmpl .toml .ts .tsx .v .vb .vhd "
-    ".vim .vue .wgsl .xml .xsd .xsl .yaml .yml .zig .zsh"
-)
-_CODE_ENDINGS = frozenset(_CODE.split())
-_CODE_NAMES = frozenset(("Makefile", "makefile", "GNUmakefile", "Dockerfile", "Rakefile", "Gemfile"))
-_PROSE_ENDINGS = frozenset(
-    (".adoc", ".asciidoc", ".log", ".markdown", ".md", ".mdx", ".org", ".rst", ".rtx", ".tex", ".text", ".txt", ".wiki")
-)
-_PROSE_NAMES = frozenset(("AUTHORS", "CHANGELOG", "CHANGES", "HACKING", "HISTORY", "INSTALL", "NEWS", "README", "TODO"))
-_NOT_PROSE = {
-    **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "pictures or pages, not text"),
-    **dict.fromkeys((".map", ".lock", ".sum", ".pem", ".crt", ".key", ".asc", ".sig", ".b64"), "generated, not text"),
-    **dict.fromkeys((".tsv", ".ipynb", ".geojson"), "data in a format that tinyllama does not read"),
-}
-"""Reason to skip files that are UTF-8 but not text to train on, by ending."""
+_MAX_OTHER_FIELDS = 5
 
 
 @dataclass(frozen=True)
@@ -81,6 +63,8 @@ class FoundFile:
     """Number of documents, estimated like `text_bytes`."""
     field: str | None = None
     """Field or column with the text; None for the format `text`."""
+    other_fields: tuple[str, ...] = ()
+    """Other fields or columns with text, at most _MAX_OTHER_FIELDS."""
     example: str = ""
     """Beginning of its text, on one line."""
     is_code: bool = False
@@ -134,14 +118,15 @@ def survey(paths: Sequence[str], recipe: Path) -> list[Survey]:
 
 
 def skipped_lines(skipped: Sequence[SkippedFile]) -> Iterator[str]:
-    """Yield one line per reason, with the number of files per ending, the most frequent first."""
+    """Yield one line per reason, with the number of files per ending, the most frequent first, and one file."""
     by_reason: dict[str, Counter[str]] = defaultdict(Counter)
     for file in skipped:
         by_reason[file.reason][skip_reason(file.path).removeprefix("ending ")] += 1
     for reason, endings in sorted(by_reason.items(), key=lambda item: -item[1].total()):
         listed = [f"{count:,} {ending}" for ending, count in endings.most_common(_MAX_ENDINGS)]
         more = endings.total() - sum(count for _, count in endings.most_common(_MAX_ENDINGS))
-        yield f"{reason}: {', '.join([*listed, *([f'{more:,} others'] if more else [])])}"
+        example = next(file.path for file in skipped if file.reason == reason)
+        yield f"{reason}: {', '.join([*listed, *([f'{more:,} others'] if more else [])])} ({printable(example)})"
 
 
 def _survey(root: str, is_folder: bool, paths: Sequence[str], recipe: Path) -> Survey:
@@ -176,7 +161,7 @@ def _representatives(paths: Sequence[str]) -> dict[str, str]:
     """Return the representative, in the same folder and with the same ending, of each file that is not read."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in paths:
-        if (suffix := split_suffixes(path)[1]) in _ROW_ENDINGS:
+        if (suffix := split_suffixes(path)[1]) in ROW_ENDINGS:
             groups[str(Path(path).parent), suffix].append(path)
     others: dict[str, str] = {}
     for group in groups.values():
@@ -234,7 +219,7 @@ def _survey_text(path: str, size: int) -> FoundFile | SkippedFile:
     file, suffix = RawFile(Path(path), path, compression_of(path), _MAX_RATIO), split_suffixes(path)[1]
     chunk = next(iter_chunks(file), b"")
     text, is_code = decoded_beginning(chunk[:_HEAD_BYTES], len(chunk) <= _HEAD_BYTES), is_known_code(path)
-    reason = _NOT_PROSE.get(suffix)
+    reason = NOT_PROSE.get(suffix)
     if text is None:
         reason = "binary, or not UTF-8"
     elif not text.strip():
@@ -250,22 +235,12 @@ def _survey_text(path: str, size: int) -> FoundFile | SkippedFile:
         if len(header) == 1 and (separator := next((one for one in ";\t|" if one in header[0]), None)):
             return SkippedFile(path, f"columns are separated by {separator!r} instead of commas", is_refused=True)
         return _survey_columns(path, "csv", num_bytes, header)
-    rows = _survey_lines(file, suffix, num_bytes) if suffix in _JSON_ENDINGS or text.startswith("{") else None
+    rows = _survey_lines(file, suffix, num_bytes) if suffix in JSON_ENDINGS or text.startswith("{") else None
     if rows:
         return replace(rows, size=size)
-    if suffix in _JSON_ENDINGS:
-        return SkippedFile(path, "JSON without rows of text")
-    return FoundFile(path, "text", size, num_bytes, 1, None, one_line(text), is_code)
-
-
-def is_known_code(path: str) -> bool:
-    """Return whether a file's name is that of code or markup."""
-    return split_suffixes(path)[1] in _CODE_ENDINGS or Path(path).name in _CODE_NAMES
-
-
-def is_known_text(path: str) -> bool:
-    """Return whether a file's name is that of code, markup or prose."""
-    return is_known_code(path) or split_suffixes(path)[1] in _PROSE_ENDINGS or Path(path).name in _PROSE_NAMES
+    if suffix in JSON_ENDINGS:
+        return SkippedFile(path, "JSON without a field of text in each line; lists and objects are not text")
+    return FoundFile(path, "text", size, num_bytes, 1, None, (), one_line(text), is_code)
 
 
 def decoded_beginning(data: bytes, is_complete: bool) -> str | None:
@@ -300,18 +275,19 @@ def _survey_lines(file: RawFile, suffix: str, num_bytes: float) -> FoundFile | N
         except InputError:  # an object over several lines
             return None
         if isinstance(fields, str):
-            if suffix not in _JSON_ENDINGS:
+            if suffix not in JSON_ENDINGS:
                 return None
             continue
         line_bytes, num_rows = line_bytes + len(line or b""), num_rows + 1
         for name, value in fields.items():
             if isinstance(value, TextLike) and _is_allowed(name):
                 samples[name].append(to_str(value))
-    if (chosen := choose_field(samples)) is None:
+    if not (names := text_fields(samples)):
         return None
+    chosen, others = names[0], tuple(names[1 : 1 + _MAX_OTHER_FIELDS])
     share = sum(len(text.encode()) for text in samples[chosen]) / line_bytes
     documents = num_bytes * num_rows / line_bytes
-    return FoundFile(file.name, "jsonl", 0, num_bytes * share, documents, chosen, one_line(samples[chosen][0]))
+    return FoundFile(file.name, "jsonl", 0, num_bytes * share, documents, chosen, others, one_line(samples[chosen][0]))
 
 
 def _survey_columns(path: str, format: Format, num_bytes: float, columns: Sequence[str]) -> FoundFile | SkippedFile:
@@ -324,8 +300,9 @@ def _survey_columns(path: str, format: Format, num_bytes: float, columns: Sequen
             samples[column] = [to_str(row.text) for row in islice(rows, _SAMPLE_ROWS) if isinstance(row, SourceRow)]
         except InputError as error:  # a column of lists, or a file with another separator
             problem = _short_reason(path, error)
-    if (name := choose_field(samples)) is None:
+    if not (names := text_fields(samples)):
         return SkippedFile(path, problem or "no column of text")
+    name, others = names[0], tuple(names[1 : 1 + _MAX_OTHER_FIELDS])
     texts = [text.encode() for text in samples[name]]
     mean = sum(map(len, texts)) / len(texts)
     if format == "parquet":
@@ -335,19 +312,17 @@ def _survey_columns(path: str, format: Format, num_bytes: float, columns: Sequen
         all_bytes = separators + sum(len(text.encode()) for values in samples.values() for text in values)
         documents = num_bytes * len(texts) / all_bytes
     size = Path(path).stat().st_size
-    return FoundFile(path, format, size, documents * mean, documents, name, one_line(samples[name][0]))
+    return FoundFile(path, format, size, documents * mean, documents, name, others, one_line(samples[name][0]))
 
 
-def choose_field(samples: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the field with the most text; `text` is preferred if it has at least half as much as that field.
+def text_fields(samples: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the fields with text, those with the most text first; `text` is first if it has at least half as much.
 
     Fields whose values look like numbers, dates, identifiers or encoded data are not text.
     """
     sizes = {name: sum(map(len, values)) for name, values in samples.items() if values and _is_prose(values)}
-    most = max(sizes.values(), default=0)
-    if sizes.get("text", 0) >= most / 2 > 0:
-        return "text"
-    return next((name for name, size in sizes.items() if size == most), None)
+    half = max(sizes.values(), default=0) / 2
+    return sorted(sizes, key=lambda name: (name != "text" or sizes[name] < half, -sizes[name]))
 
 
 def _is_prose(values: Sequence[str]) -> bool:
@@ -360,7 +335,8 @@ def _is_prose(values: Sequence[str]) -> bool:
 
 def one_line(text: str) -> str:
     """Return the beginning of a text as one line without repeated spaces."""
-    return " ".join(text[:400].split())[:_EXAMPLE_CHARACTERS]
+    line = " ".join(text[:400].split())
+    return line if len(line) <= _EXAMPLE_CHARACTERS else f"{line[: _EXAMPLE_CHARACTERS - 1]}…"
 
 
 def _saved_datasets(paths: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch.nn.attention import sdpa_kernel
@@ -35,6 +36,9 @@ class Sampling:
     """Random seed."""
 
     def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if not (isinstance(number, Real) or (name == "top_k" and number is None)):
+                raise InputError(f"{name}: {number!r} is of type {type(number).__name__}; give a number")
         limits: dict[str, tuple[float, bool, str]] = {
             "temperature": (self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0, such as 0.8"),
             "top_k": (self.top_k or 0, self.top_k is None or self.top_k >= 1, "a number of tokens of at least 1"),

@@ -89,6 +89,7 @@ class TrainedTokenizer:
     """A tokenizer that was trained on a sample of a recipe's sources."""
 
     folder: Path
+    vocab_size: int
     sample: dict[str, SourceSample]
     text: TrainingText
 
@@ -100,7 +101,9 @@ class TrainedTokenizer:
 
     def __str__(self) -> str:
         """Return the folder, and the indented lines of `lines`."""
-        return "\n".join([f"tokenizer: {self.folder}", *(f"    {line}" for line in self.lines())])
+        return "\n".join(
+            [f"tokenizer: {self.folder}, {self.vocab_size:,} tokens", *(f"    {line}" for line in self.lines())]
+        )
 
 
 def train_recipe_tokenizer(
@@ -119,7 +122,7 @@ def train_recipe_tokenizer(
     if vocab_size is None:
         vocab_size = recipe.vocab_size or _VOCAB_SIZE
     train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
-    return TrainedTokenizer(folder, sample, text)
+    return TrainedTokenizer(folder, vocab_size, sample, text)
 
 
 def _check_tokenizer_folder(recipe: Recipe, folder: Path, force: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tinyllama.errors import InputError, translate_damage_errors
@@ -20,7 +21,7 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.plots.curves import summarize_metrics
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
-from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir, batches_of
 from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
 from tinyllama.tokenizer.backends import HUB_NAME
 
@@ -66,7 +67,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
         "license": config.license,
-        "skipped_batches": sorted(run.skipped_batches()),
+        "skipped_batches": sorted(batches_of(run.rollbacks())),
         "formats": list(config.formats),
         "checkpoints": {one.name: one.commit_hash for one in averaged},
         "average_decay": config.average_decay,
@@ -144,7 +145,8 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if release.exists and not force:
-        raise InputError(f"{folder}: already released; --force replaces the release")
+        remedy = f"check the release with `tinyllama verify {quote(str(folder))}`, or replace it with --force"
+        raise InputError(f"{folder}: already released; {remedy} (in Python, force=True)")
     listed = release.metadata()["files"] if release.exists else ()
     own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())

@@ -3,6 +3,7 @@
 Only this module defines these paths. It does not import torch. Training, releases and trackers write the files.
 """
 
+import difflib
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -203,9 +204,11 @@ class CheckpointDir:
         shutil.rmtree(self.path)
 
 
-def runs_in(folder: Path) -> list["RunDir"]:
-    """Return the runs directly in a folder, sorted by name."""
-    return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+def similar_run(path: str | Path) -> str:
+    """Return a suggestion of the run in `runs` whose name is most similar to that of `path`, or an empty string."""
+    names = [other.name for other in Path("runs").glob("*") if RunDir(other).is_started and other != Path(path)]
+    close = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f"did you mean runs/{close[0]}?" if close else ""
 
 
 def batches_of(rollbacks: Iterable[Row]) -> frozenset[int]:
@@ -229,7 +232,8 @@ class RunDir:
         """Return an existing run. Raises InputError if the folder contains no recipe."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
-            raise InputError(f"{path}: no run here (no recipe.yaml); correct the path, or run: tinyllama train RECIPE")
+            remedy = similar_run(path) or "correct the path, or run: tinyllama train RECIPE"
+            raise InputError(f"{path}: no run here (no recipe.yaml); {remedy}")
         return run
 
     @property
@@ -322,10 +326,6 @@ class RunDir:
     def rollbacks(self) -> list[Row]:
         """Return the rollbacks, oldest first, each with the excluded `batches`, `checkpoint`, `step` and `reason`."""
         return read_json_if_exists(self.rollbacks_path) or []
-
-    def skipped_batches(self) -> frozenset[int]:
-        """Return the indices of all batches that rollbacks excluded from training."""
-        return batches_of(self.rollbacks())
 
     def checkpoint(self, step: int) -> CheckpointDir:
         """Return the checkpoint of a step; the checkpoint may not exist."""

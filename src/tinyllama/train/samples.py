@@ -50,8 +50,11 @@ def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> l
                 problem = f"{abbreviated_repr(prompt)} has {length} tokens"
                 raise InputError(f"train.sample_prompts: {problem}; give a prompt of 1 to {context - 1} tokens")
         return list(dict.fromkeys(recipe.train.sample_prompts))
-    names = [f"{source}/validation" for source in recipe.data.sources]
-    beginnings = (_document_beginnings(store[name], tokenizer) for name in names if name in store)
+    beginnings = (
+        _document_beginnings(store[f"{name}/validation"], tokenizer, source.holdout == "tail")
+        for name, source in recipe.data.sources.items()
+        if f"{name}/validation" in store
+    )
     by_round = itertools.chain.from_iterable(itertools.zip_longest(*beginnings))
     fitting = [text for text in by_round if text and len(_prompt_ids(text, tokenizer)) < context]
     return list(dict.fromkeys(fitting))[:_NUM_PROMPTS]
@@ -61,13 +64,18 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.bos_prefix + tokenizer.encode(prompt)
 
 
-def _document_beginnings(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents."""
+def _document_beginnings(split: Split, tokenizer: Tokenizer, are_tails: bool) -> Iterator[str]:
+    """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents.
+
+    If the documents are tails of longer documents, their first line or word may be incomplete, and is skipped.
+    """
     count = min(len(split), _DOCUMENTS_PER_SOURCE)
     for number in range(count):
         ids = split[number * len(split) // count]
         # A token is at least one byte, so these tokens contain the beginning unless the document is shorter.
-        if beginning := _beginning(tokenizer.decode(ids[: 2 * 4 * _MAX_CHARACTERS])):
+        text = tokenizer.decode(ids[: 2 * 4 * _MAX_CHARACTERS])
+        texts = [text.partition("\n")[2], text.partition(" ")[2]] if are_tails else [text]
+        if beginning := next(filter(None, map(_beginning, texts)), None):
             yield beginning
 
 
