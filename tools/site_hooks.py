@@ -23,8 +23,9 @@ GENERATED_FROM = {
 }
 """Generated pages, and the source file of each."""
 
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_FENCED_OR_LINK = re.compile(
+    r"^(`{3,}).*?^\1$|(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", re.MULTILINE | re.DOTALL
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -49,9 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if config.repo_url:
         edited = GENERATED_FROM.get(page.file.src_uri, source)
         page.edit_url = f"{config.repo_url.rstrip('/')}/edit/main/{edited}"
-    parts = _FENCED.split(markdown)
-    parts[::2] = [adapt_links(part, source, config.repo_url or "") for part in parts[::2]]
-    return "".join(parts)
+    return adapt_links(markdown, source, config.repo_url or "")
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
@@ -65,10 +64,12 @@ def source_of(page: str) -> str:
 
 
 def adapt_links(markdown: str, source: str, repository: str) -> str:
-    """Return the Markdown of the file `source` with its relative links adapted to the site."""
+    """Return the Markdown of the file `source` with its relative links adapted to the site, except in fenced blocks."""
 
     def adapt(match: re.Match[str]) -> str:
-        image, text, target = match.groups()
+        fence, image, text, target = match.groups()
+        if fence:
+            return match[0]
         path, _, anchor = target.partition("#")
         if not path or re.match(r"[a-z]+:", target):
             return match[0]
@@ -80,4 +81,4 @@ def adapt_links(markdown: str, source: str, repository: str) -> str:
             return match[0]  # a strict build refuses this broken link
         return f"[{text}]({repository.rstrip('/')}/blob/main/{wanted})" if repository else text
 
-    return _LINK.sub(adapt, markdown)
+    return _FENCED_OR_LINK.sub(adapt, markdown)

@@ -61,6 +61,8 @@ EXCLUDED = (
     Excluded(r"kubectl\b", "needs a cluster; see tests/cluster/test_kubernetes.py"),
     Excluded(r"sky\b", "needs a separate environment; `make check-clusters` reads its file"),
 )
+RECORDED = {"tour.md": "a recording by tools/tour.py; the times and texts differ each time; see test_tour.py"}
+"""Pages that do not run, with the reason."""
 EXCLUDED_MARK = "excluded:"
 """First word of the line that an excluded command prints."""
 PROGRAMS = (

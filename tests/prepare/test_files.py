@@ -55,6 +55,7 @@ def test_globs_match_the_same_local_and_remote_files(
     assert names(f"{root}/?/a.txt") == ["d/a.txt"]
     assert names(f"{root}/{{b,c,*-2}}.txt") == ["b-2.txt", "b.txt"]
     assert names(f"{root}/{{d,x}}/**/*.{{rst,txt}}") == ["d/a.txt", "d/e/c.txt"]
+    assert names(f"{root}/{{{','.join(['d', *map(str, range(100, 200))])}}}/*.txt") == ["d/a.txt"]  # over 255 bytes
     assert names(f"{root}/{{a}}.txt") == names(f"{root}/{{a,b.txt") == []
     assert names(f"{root}/**/e/*.txt") == names(f"{root}/**/e") == ["d/e/c.txt"]
     assert names(f"{root}/*/.*") == ["d/.hidden/x.txt", "d/.y.txt"]  # hidden, but in the pattern

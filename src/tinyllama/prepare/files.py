@@ -249,6 +249,10 @@ def _stat_kind(path: str) -> str | None:
             return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # a glob of many names
+                return None
+            raise
 
 
 def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
