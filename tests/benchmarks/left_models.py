@@ -1,13 +1,14 @@
 """Measures a sharded configuration of check-gpu on a CPU, and prints what is left of its model."""
 
+import importlib
 import weakref
 
-import gpu_speed
 import torch
 from tests.benchmarks.test_gpu import PEAKS
 
 from tinyllama.model.llama import Llama
 
+gpu_speed = importlib.import_module("gpu_speed")
 timed_model, release_memory = gpu_speed.timed_model, gpu_speed.release_memory
 models: list["weakref.ref[Llama]"] = []
 left: list[Llama | None] = []
