@@ -40,7 +40,7 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
 
 
 def test_tables_on_a_terminal_have_no_visible_escape_sequences(small: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "tinyllama", "inspect", small / "recipe.yaml"]
+    program = [sys.executable, "-m", "tinyllama", "inspect", str(small / "recipe.yaml")]
     status, lines, _ = run_on_terminal(program, tmp_path, 160)
     assert status == 0
     assert lines and not [line for line in lines if r"\x1b" in line]
