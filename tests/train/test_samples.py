@@ -1,5 +1,6 @@
 """Samples: readable prompts from the validation text, and completions that leave the model and its code unchanged."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ def test_default_prompts_begin_validation_documents_of_different_sources(small: 
     assert len(prompts) == len(set(prompts)) == 3
     assert all(20 <= len(prompt) <= 60 and prompt == prompt.strip() for prompt in prompts)
     assert set.union(*sources) == {"modules", "lines"} and all(sources)
+
+
+def test_prompts_from_ends_of_documents_skip_the_first_word(small: Path) -> None:
+    tails = {f"data.sources.{name}.holdout": "tail" for name in ("modules", "lines")}
+    recipe = load_recipe(small, **{"train.sample_prompts": None}, **tails)
+    store, tokenizer = TokenStore.open(small / "store"), Tokenizer.load(small / "tokenizer")
+    splits = [store[f"{name}/validation"] for name in recipe.data.sources]
+    texts = [tokenizer.decode(document) for split in splits for document in documents_of(split)]
+    prompts = sample_prompts(recipe, store, tokenizer)
+    assert len(prompts) == 3
+    for prompt in prompts:
+        assert any(re.fullmatch(r"\S*\s+", text.partition(prompt)[0]) for text in texts if prompt in text), prompt
 
 
 @pytest.mark.parametrize(

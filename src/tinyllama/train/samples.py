@@ -38,9 +38,10 @@ _SAMPLINGS = {
 def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> list[str]:
     """Return the prompts of `train.sample_prompts`, by default the beginnings of up to three validation documents.
 
-    The documents are from different sources if possible. Each beginning ends at the end of a line or a word. The result
-    has no duplicates, and is empty without validation documents. Raises InputError if a prompt of the recipe has no
-    tokens or fills the model's context, and the same errors as `Split.find_documents`.
+    The documents are from different sources if possible. Each beginning ends at the end of a line or a word, and starts
+    at a word if the document is the held-out end of another one. The result has no duplicates, and is empty without
+    validation documents. Raises InputError if a prompt of the recipe has no tokens or fills the model's context, and
+    the same errors as `Split.find_documents`.
     """
     context = recipe.model.context_length
     if recipe.train.sample_prompts is not None:
@@ -49,8 +50,8 @@ def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> l
                 problem = f"{abbreviated_repr(prompt)} has {length} tokens"
                 raise InputError(f"train.sample_prompts: {problem}; give a prompt of 1 to {context - 1} tokens")
         return list(dict.fromkeys(recipe.train.sample_prompts))
-    names = [f"{source}/validation" for source in recipe.data.sources]
-    beginnings = (_document_beginnings(store[name], tokenizer) for name in names if name in store)
+    splits = {f"{name}/validation": source.holdout == "tail" for name, source in recipe.data.sources.items()}
+    beginnings = (_document_beginnings(store[name], tokenizer, tail) for name, tail in splits.items() if name in store)
     by_round = itertools.chain.from_iterable(itertools.zip_longest(*beginnings))
     fitting = [text for text in by_round if text and len(_prompt_ids(text, tokenizer)) < context]
     return list(dict.fromkeys(fitting))[:_NUM_PROMPTS]
@@ -60,14 +61,17 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.bos_prefix + tokenizer.encode(prompt)
 
 
-def _document_beginnings(split: Split, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents."""
+def _document_beginnings(split: Split, tokenizer: Tokenizer, are_tails: bool) -> Iterator[str]:
+    """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents.
+
+    If the documents are held-out ends of documents, their first words may be incomplete, and are skipped.
+    """
     count = min(split.num_documents, _DOCUMENTS_PER_SOURCE)
     for document in split.find_documents(i * split.num_documents // count for i in range(count)):
         # A token is at least one byte, so these tokens contain the beginning unless the document is shorter.
         num_tokens = min(document.tokens, 2 * 4 * _MAX_CHARACTERS)
         text = tokenizer.decode(split.read(document.start, document.start + num_tokens))
-        if beginning := _beginning(text):
+        if beginning := _beginning(re.sub(r"\A\S*\s", "", text) if are_tails else text):
             yield beginning
 
 
