@@ -15,7 +15,7 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 	tests/train/test_checkpoint.py tests/train/test_exactness.py tests/train/test_muon.py tests/train/test_optimizer.py \
 	tests/train/test_micro_batches.py tests/train/test_loss_scale.py tests/train/test_distributed.py
 
-.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-gpu gpu-bundle check-lowest check-clusters soak lock install-locked fuzz clean
+.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-gpu gpu-bundle check-lowest check-long check-clusters soak lock install-locked fuzz clean
 
 # All stages, from raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -26,11 +26,15 @@ demo: .venv/installed
 TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
 
 test: .venv/installed-dev
-	$(TEST) -m "not cluster"
+	$(TEST) -m "not cluster and not long"
 
-# All tests except those marked slow or cluster.
+# All tests except those marked slow, long or cluster.
 test-fast: .venv/installed-dev
-	$(TEST) -m "not slow and not cluster"
+	$(TEST) -m "not slow and not long and not cluster"
+
+# The tests marked long, mainly of several ranks, which `make test` skips.
+check-long: .venv/installed-dev
+	$(TEST) -m long
 
 # Formatting, lint rules, types, package layers, idioms, and sizes.
 check: .venv/installed-dev

@@ -25,7 +25,7 @@ def _release_and_check():
     left.extend(model() for model in models)
 
 
-gpu_speed.timed_model, gpu_speed.release_memory = _record, _release_and_check
+gpu_speed.timed_model, gpu_speed.release_memory = _record, _release_and_check  # type: ignore[attr-defined]
 changes = {"sharded": True}
 recipe = gpu_speed.load_recipe("tinyllama-1.1b", "cpu", changes)
 row = gpu_speed.measure(recipe, torch.device("cpu"), PEAKS, changes)

@@ -31,6 +31,7 @@ def comparable(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in evaluation.items() if name not in ("seconds", "model")}
 
 
+@pytest.mark.long
 def test_llama_scores_equal_those_of_one_process_bit_for_bit(
     two_ranks: tuple[Path, str, str], llama_folder: Path
 ) -> None:

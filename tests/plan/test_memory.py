@@ -45,6 +45,7 @@ def tracked() -> dict[str, int]:
     return dict(zip(cases, json.loads(output), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_memory_of_1b_recipe_matches_fsdp2_tracker(case: str, tracked: dict[str, int]) -> None:
     recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # the tracker needs eager code
@@ -53,6 +54,7 @@ def test_memory_of_1b_recipe_matches_fsdp2_tracker(case: str, tracked: dict[str,
     assert plan.figures["memory_bytes_per_gpu"] == pytest.approx(tracked[case], rel=0.10)
 
 
+@pytest.mark.long
 def test_memory_of_muons_update_matches_tracker(tracked: dict[str, int]) -> None:
     plan = estimate(Recipe.load("tinyllama-1.1b", MUON), 32_000, HARDWARE_SPECS["a100-40g"], Assumptions(gpus=16))
     assert muon_bytes(plan.workload) == pytest.approx(tracked["muon"], rel=0.10)

@@ -190,6 +190,7 @@ def test_remedy_for_large_window_is_recompression(
         read(path, "jsonl")
 
 
+@pytest.mark.long
 def test_too_many_rejected_rows_end_prepare(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"x\n" * 1_100_000)
     with pytest.raises(InputError, match=r"a\.jsonl: 1,000,001 rows are rejected \(the last one: invalid JSON\)"):

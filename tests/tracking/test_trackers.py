@@ -341,6 +341,7 @@ READERS: dict[str, Callable[[RunDir], tuple[list[int], list[int], int]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 def test_a_tracker_killed_at_random_has_each_row_score_and_error_once(run: RunDir, log: RunLog, name: str) -> None:
     for number in range(NUM_KILLS):

@@ -129,6 +129,7 @@ def test_every_rank_starts_with_its_shard_of_the_same_weights(
             assert torch.equal(found[name], expected), (rank, name)
 
 
+@pytest.mark.long
 def test_rank_at_full_size_holds_its_shard_and_one_matrix_at_most(tmp_path: Path) -> None:
     output = run_program("full_size_program.py", folder=tmp_path, timeout=200)
     local, total, memory = map(int, output.split())

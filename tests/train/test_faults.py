@@ -79,6 +79,7 @@ def test_guard_decides_alike_on_all_ranks_and_on_one_process(
 # Ranks that die or hang
 
 
+@pytest.mark.long
 def test_killed_rank_is_restarted_by_torchrun(small: Path, tmp_path: Path, reference_run_2_ranks: Path) -> None:
     kills: list[Fault] = [
         fault_in_batch(load_recipe(small), "kill", 13, 5),
@@ -91,6 +92,7 @@ def test_killed_rank_is_restarted_by_torchrun(small: Path, tmp_path: Path, refer
     assert_same_run(run, reference_run_2_ranks)
 
 
+@pytest.mark.long
 def test_hanging_rank_is_logged_and_restarted(small: Path, tmp_path: Path, reference_run_2_ranks: Path) -> None:
     stop = fault_in_batch(load_recipe(small), "stop", 13, 4)
     # More than one restart, because on a busy machine a step may take as long.

@@ -221,6 +221,7 @@ def test_loss_that_is_not_finite_is_skipped_by_the_guard(
     assert rows[12]["loss_scale"] == rows[13]["loss_scale"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_ranks_train_in_fp16_like_one(small: Path, tmp_path: Path) -> None:
     fields = FP16 | {"train.tokens": 20 * 8 * 64, "train.batch_sequences": 8, "train.micro_batch_sequences": 8}

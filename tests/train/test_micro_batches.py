@@ -64,7 +64,7 @@ def results(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_compute_the_gradients_of_one_process(results: dict[str, dict[str, Any]], name: str) -> None:
     tolerance = 3e-3 if "bf16" in name else 1e-5
@@ -73,12 +73,12 @@ def test_ranks_compute_the_gradients_of_one_process(results: dict[str, dict[str,
     assert results[name]["is_sharded"]  # after the step, in float32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_of_micro_batches_add_up_in_float32(results: dict[str, dict[str, Any]]) -> None:
     assert results["kept, bf16"]["rounding"] < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kept_weights_are_gathered_and_reduced_once_per_step(results: dict[str, dict[str, Any]]) -> None:
     for name in ("kept", "kept, two micro-batches", "4 ranks, kept", "2 x 2, kept", "kept, full checkpointing"):
         counts = results[name]["collectives"]
@@ -87,14 +87,14 @@ def test_kept_weights_are_gathered_and_reduced_once_per_step(results: dict[str, 
     assert results["one micro-batch"]["collectives"]["_reduce_scatter_base_"] == GROUPS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replicas_all_reduce_once_per_step(results: dict[str, dict[str, Any]]) -> None:
     four, two = (results[name]["collectives"] for name in ("2 x 2", "2 x 2, two micro-batches"))
     assert four["_reduce_scatter_base_"] == 2 * two["_reduce_scatter_base_"] == 4 * GROUPS
     assert four["allreduce_"] == two["allreduce_"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blocks_share_one_compiled_graph_with_kept_weights(results: dict[str, dict[str, Any]]) -> None:
     assert results["kept, bf16, compiled"]["graphs"] == 2  # one of the ranks' model and one of the single process's
 

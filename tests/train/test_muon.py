@@ -30,6 +30,7 @@ def results(folder: Path, mesh: str, case: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{mesh}-{case}-{rank}.json").read_text()) for rank in range(SIZES[mesh])]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", SIZES)
 @pytest.mark.parametrize("case", muon_program.CASES)

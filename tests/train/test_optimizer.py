@@ -54,6 +54,7 @@ def muon_runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_muon_lowers_the_loss_alike_on_one_rank_and_two(muon_runs: Path) -> None:
     losses = metric_by_step(muon_runs, "one")
@@ -81,6 +82,7 @@ def resumed_runs(small: Path, muon_runs: Path) -> Path:
     return muon_runs
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "resumed"), [("one", "one-by-1"), ("two", "two-by-2")])
 def test_resume_with_muon_is_bit_identical(resumed_runs: Path, name: str, resumed: str) -> None:
