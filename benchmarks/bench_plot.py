@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measuring import OURS, Measure, Results, number, ratios
 
-MULTIPLICATION = "\N{MULTIPLICATION SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 QUESTIONS = {
     ("training", "tokens/s"): "How fast is training?",
-    ("training", "%"): "What share of the best matrix product?",
+    ("training", "%"): "How close is training to the fastest matrix product?",
     ("training", "GB"): "How much memory does training need?",
     ("evaluation", "s"): "How long does an evaluation take?",
     ("starting", "s"): "How long does a start take?",
@@ -49,7 +49,7 @@ def draw(results: Results) -> Figure:
             draw_panel(axes, title, measures)
     footer = (
         f"Bar and number: median of the rounds, {results.date}; line: their range. "
-        f"{MULTIPLICATION}: how many times better {OURS} is in the same round; orange if it is worse."
+        f"{TIMES}: how many times better {OURS} is in the same round; orange if it is worse."
     )
     figure.text(0.1 / width, 0.1 / height, footer, fontsize=8, color=TEXT)
     return figure
@@ -57,10 +57,14 @@ def draw(results: Results) -> Figure:
 
 def panels_of(results: Results) -> Iterator[tuple[str, list[Measure]]]:
     """Yield the title and the measures of each panel; measures of tinyllama alone are excluded."""
-    compared = [measure for measure in results.measures if len(measure.programs) > 1]
-    for (section, unit), question in QUESTIONS.items():
-        if measures := [measure for measure in compared if (measure.section, measure.unit) == (section, unit)]:
-            yield f"{question} ({unit}, {'more' if measures[0].more_is_better else 'less'} is better)", measures
+    panels: dict[str, list[Measure]] = {question: [] for question in QUESTIONS.values()}
+    for measure in results.measures:
+        if len(measure.programs) > 1:
+            panels[QUESTIONS[measure.section, measure.unit]].append(measure)
+    for question, measures in panels.items():
+        if measures:
+            better = "more" if measures[0].more_is_better else "less"
+            yield f"{question} ({measures[0].unit}, {better} is better)", measures
 
 
 def num_rows(measures: Sequence[Measure]) -> int:
@@ -95,7 +99,7 @@ def draw_bar(axes: Axes, row: int, values: Sequence[float], factors: Sequence[fl
     label, ink = number(statistics.median(values)), TEXT
     if factors:
         factor = statistics.median(factors)
-        label, ink = f"{label},  {number(factor)}{MULTIPLICATION}", TEXT if factor >= 1 else WORSE_INK
+        label, ink = f"{label},  {number(factor)}{TIMES}", TEXT if factor >= 1 else WORSE_INK
     axes.barh(row, statistics.median(values), height=0.72, color=PEER_INK if factors else OURS_INK)
     axes.plot([min(values), max(values)], [row, row], color=TEXT, linewidth=1)
     place = (max(values), row), (5, 0)

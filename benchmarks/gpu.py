@@ -1,4 +1,4 @@
-"""Proves and measures tinyllama on this machine's GPU in at most eight minutes: `make check-gpu`.
+"""Checks and measurements of tinyllama on this machine's GPU, in at most eight minutes: `make check-gpu`.
 
 Each part runs in a child process with a time limit, so that a crash or a hang of one part does not end the others. The
 time that a part does not use is added to the limits of later parts. A part writes a row per check or measurement as

@@ -55,7 +55,11 @@ def environment(device: str) -> Iterator[dict[str, Any]]:
     yield {"what": "device", "found": hardware.device_name(where)}
     yield {"what": "torch.compile", "found": "compiler and headers found", "passed": hardware.can_compile(where)}
     if on_gpu:
-        query = ["nvidia-smi", "--query-gpu=driver_version,memory.total,power.limit", "--format=csv,noheader"]
+        query = [
+            shutil.which("nvidia-smi") or "false",
+            "--query-gpu=driver_version,memory.total,power.limit",
+            "--format=csv,noheader",
+        ]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "no nvidia-smi"
         yield {"what": "driver, memory, power limit", "found": driver}
         yield {"what": "cuDNN", "found": torch.backends.cudnn.version()}

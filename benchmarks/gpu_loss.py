@@ -33,8 +33,8 @@ class Variant(NamedTuple):
     """A loss that is measured."""
 
     build: Callable[[], Loss | None]
-    """Return the loss, or None if it is not installed; the loss is the sum of the nats for hidden bf16[N, D], weight
-    float32[V, D], targets."""
+    """Function that returns the loss, or None if it is not installed. The loss is the sum of the nats for hidden
+    bf16[N, D], weight float32[V, D], targets."""
     setting: AbstractContextManager[object] = nullcontext()
     is_ours: bool = False
 

@@ -1,4 +1,4 @@
-"""Program that fails if the package or its torch-free public names import what they should not."""
+"""Program that fails if the package, its torch-free public names or a run import what they should not."""
 
 import sys
 
@@ -9,3 +9,5 @@ assert not sys.modules.keys() & {"numpy", "pydantic"}, "the package imports what
 for name in ("InputError", "Recipe", "Run", "TokenStore", "Tokenizer", "prepare_store", "train_model"):
     getattr(tinyllama, name)
     assert "torch" not in sys.modules, name
+assert len(tinyllama.Run.open(sys.argv[1]).metrics["loss"]) == 2
+assert "torch" not in sys.modules

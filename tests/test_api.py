@@ -1,6 +1,7 @@
 """The package in Python: public names, runs, generation, and errors for wrong arguments."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,9 +53,11 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = tinyllama.no_such_name
 
 
-def test_import_is_fast_and_reading_of_runs_does_not_load_torch() -> None:
+def test_import_of_torch_free_names_and_reading_of_runs_do_not_load_torch(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    write_steps(log, 1, 2)
     program = Path(__file__).with_name("public_names_program.py")
-    assert subprocess.run([sys.executable, program], check=False, timeout=60).returncode == 0
+    subprocess.run([sys.executable, program, run.path], check=True, timeout=60)
 
 
 def test_metrics_are_columns_with_nan_for_missing_numbers(tmp_path: Path) -> None:
@@ -133,9 +136,28 @@ def test_run_path_and_loaded_model_generate_the_same_text(trained: tinyllama.Run
         tinyllama.generate_text(model, "import os")
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "problem"),
+    [
+        ("load_model", {"source": None}, "model: None"),
+        ("release_run", {"model": 3}, "model: 3"),
+        ("evaluate_model", {"model": None}, "model: None"),
+        ("evaluate_model", {"model": "runs/small", "precision": "int4"}, "precision: 'int4'"),
+        ("generate_text", {"model": None, "prompt": "x"}, "model: None"),
+        ("generate_text", {"model": "runs/small", "prompt": ["x"]}, r"prompt: \['x'\]"),
+        ("generate_text", {"model": "runs/small", "prompt": "x", "max_new_tokens": "x"}, "max_new_tokens: 'x'"),
+        ("generate_text", {"model": "runs/small", "prompt": "x", "temperature": "a"}, "temperature: 'a'"),
+    ],
+    ids=["load", "release", "evaluate", "precision", "generate", "prompt", "max_new_tokens", "temperature"],
+)
+def test_argument_of_a_wrong_type_is_refused(function: str, arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(tinyllama.InputError, match=problem):
+        getattr(tinyllama, function)(**arguments)
+
+
 def test_prompt_of_another_vocabulary_is_refused(trained: tinyllama.Run) -> None:
     model = tinyllama.Llama(trained.recipe.model, vocab_size=10)
-    with pytest.raises(tinyllama.InputError, match="not in the model's vocabulary of 10 tokens"):
+    with pytest.raises(tinyllama.InputError, match="not in the vocabulary of 10 tokens"):
         tinyllama.generate_text(model, "import os", tokenizer=trained.tokenizer())
 
 
@@ -176,6 +198,14 @@ def test_store_lists_its_splits_and_a_split_its_documents(recipe: tinyllama.Reci
             _ = split[number]
 
 
+def test_damaged_ends_of_documents_end_the_iteration_over_a_split(recipe: tinyllama.Recipe, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(recipe.data.store, tmp_path / "store"))
+    ends = folder / "modules/train/00000.documents"
+    ends.write_bytes(ends.read_bytes()[:-1] + b"\1")  # the last end is outside the shard
+    with pytest.raises(tinyllama.InputError, match=r"00000\.documents: "):
+        list(tinyllama.TokenStore.open(folder)["modules/train"])
+
+
 def test_representations_are_one_short_line(recipe: tinyllama.Recipe, trained: tinyllama.Run) -> None:
     folder, (source, *_) = Path(recipe.data.store), recipe.data.sources
     store, tokenizer = tinyllama.TokenStore.open(folder), tinyllama.Tokenizer.load(recipe.tokenizer)
@@ -190,7 +220,6 @@ def test_representations_are_one_short_line(recipe: tinyllama.Recipe, trained: t
         repr(tokenizer).replace(str(Path(recipe.tokenizer).parent), ""): f"{len(tokenizer):,} tokens",
         repr(store).replace(str(folder.parent), ""): "4 splits",
         repr(store[f"{source}/train"]).replace(str(folder.parent), ""): "documents",
-        repr(tinyllama.Sampling(temperature=0.8, top_k=50, seed=2**62)): "temperature=0.8, top_k=50",
         repr(tinyllama.EvaluationResult(evaluation, Path("runs/small/evaluation.json"))): "hellaswag 25.00 ± 1.00",
     }
     for text, part in found.items():

@@ -1,5 +1,6 @@
 """Sidecars: processes next to training; stop signals."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.errors import CommandAbort
+from tinyllama.errors import REQUEUE_STATUS, CommandAbort, run_and_get_exit_status
 from tinyllama.processes import Heartbeat, exit_on_signal, record_signals, start_sidecar
 from tinyllama.torch_versions import ALLOCATOR_VARIABLES
 
@@ -27,7 +28,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sidecar_has_no_rank_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     child = start_sidecar(CHILD, "environment", "RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", one_core=True)
-    assert child.communicate()[0].splitlines() == ["None", "''", "'1'", "0"]
+    assert child.communicate()[0].splitlines() == ["None", "''", "'1'", str(os.getpriority(os.PRIO_PROCESS, 0))]
     assert child.returncode == 0
 
 
@@ -104,8 +105,7 @@ def interruptible() -> Iterator[None]:
 
 
 def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.01)  # the handler runs between two instructions
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_first_ctrl_c_is_recorded_and_the_second_is_a_keyboard_interrupt(interruptible: None) -> None:
@@ -126,11 +126,9 @@ def test_second_ctrl_c_reaches_the_ranks_of_torchrun_as_sigterm(
         signals.can_save = True
         press_ctrl_c()
         with pytest.raises(CommandAbort):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
     with record_signals() as signals:  # without a Ctrl-C before it, SIGTERM is a request to save
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
         assert signals.names == ["SIGTERM"]
 
 
@@ -138,6 +136,14 @@ def test_ctrl_c_with_nothing_to_save_aborts_the_command(interruptible: None) -> 
     with exit_on_signal(), record_signals() as signals, pytest.raises(CommandAbort):
         press_ctrl_c()
     assert signals.names == []
+
+
+def test_handlers_of_errors_do_not_continue_after_a_signal(interruptible: None) -> None:
+    def command() -> None:
+        with exit_on_signal(), contextlib.suppress(Exception):  # as around a call of a library
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_and_get_exit_status(command) == REQUEUE_STATUS
 
 
 def test_background_process_still_ignores_ctrl_c(interruptible: None) -> None:

@@ -160,16 +160,17 @@ def test_work_is_complete_only_when_it_ends(capsys: pytest.CaptureFixture[str]) 
 def test_prepare_logs_rate_and_location(small: Path, tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "prepare", small / "recipe.yaml", "--data.store", "store")
     size = sum(path.stat().st_size for path in (small / "raw").rglob("*.jsonl")) / 1e6
-    first, last = done.stderr.splitlines()
+    first, last, following = done.stderr.splitlines()
     assert first == "preparing: 2 tasks, 0 of them already finished; the store is store"
     assert re.fullmatch(rf"preparing: 100 %, {size:.1f}/{size:.1f} MB, [\d.]+ MB/s, took .* s", last)
+    assert following == f"next: tinyllama train {small / 'recipe.yaml'} --data.store store"
 
 
 def test_quiet_keeps_results_and_errors(small: Path, tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "prepare", "--quiet", small / "recipe.yaml", "--data.store", "store")
     assert (done.returncode, done.stderr) == (0, "")
     assert "store/modules/train: " in done.stdout
-    done = tinyllama(tmp_path, "--quiet", "train", "demo", "--data.store", "nowhere")
+    done = tinyllama(tmp_path, "--quiet", "train", small / "recipe.yaml", "--data.store", "nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("tinyllama: nowhere: ")
 
@@ -192,9 +193,10 @@ def test_only_rank_0_shows_progress(small: Path, tmp_path: Path) -> None:
     with start_training(small, tmp_path / "shown", *short, ranks=2) as life:
         assert life.end() == 0, life.output()
         lines = [line for line in life.output().splitlines() if line.startswith("training small: ")]
-    assert lines[0] == "training small: `tinyllama watch runs/small` shows it"
-    assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", lines[1])
-    assert len(lines) == 2
+    size, where, end = lines
+    assert size.startswith("training small: 150,848 parameters, 3 steps of 384 tokens, 2 ranks")
+    assert where == "training small: `tinyllama watch runs/small` shows it"
+    assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", end)
     with start_training(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
         assert life.end() == 0, life.output()
         assert "training small" not in life.output()

@@ -20,7 +20,6 @@ ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.m
 GENERATED_FROM = {
     "recipe.md": "src/tinyllama/recipe/__init__.py",
     "commands.md": "src/tinyllama/cli/__init__.py",
-    "python.md": "src/tinyllama/api.py",
 }
 """Generated pages, and the source file of each."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 # ruff: noqa: PLC0415
 
-Source = str | os.PathLike[str]
+ModelSource = str | os.PathLike[str]
 """A model: a `Run`, or the path of a run, a checkpoint, a release or a Hugging Face folder, or a hub name."""
 
 
@@ -40,14 +41,14 @@ Source = str | os.PathLike[str]
 class Run:
     """A training run: recipe, metrics, events, checkpoints and model, read from the run's folder.
 
-    A run can be passed to each function that takes the path of a model.
+    Every function that takes a model accepts a run.
     """
 
     path: Path
     """Folder of the run."""
 
     @classmethod
-    def open(cls, path: Source) -> "Run":
+    def open(cls, path: str | os.PathLike[str]) -> "Run":
         """Return the run in a folder that training wrote. Raises InputError if the folder contains no run."""
         return cls(RunDir.open(os.fspath(path)).path)
 
@@ -141,7 +142,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class ReleaseResult:
-    """A release."""
+    """Result of `release_run`: folder, step and formats of the release."""
 
     path: Path
     """Folder of the release, with one folder per format."""
@@ -187,8 +188,9 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
 
     With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
     every rank calls this function. The first Ctrl-C saves a checkpoint at the end of the step and raises
-    KeyboardInterrupt; the second raises KeyboardInterrupt immediately. Raises InputError if the store, the tokenizer or
-    an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
+    KeyboardInterrupt. The second one, and a Ctrl-C before the end of the first step, raises KeyboardInterrupt without a
+    new checkpoint, after the checkpoint that is being written is complete. Raises InputError if the store, the
+    tokenizer or an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
     RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
     from tinyllama.preflight import check_training
@@ -209,7 +211,7 @@ def _require_recipe(recipe: object, function: str) -> None:
 
 
 def release_run(
-    model: Source,
+    model: ModelSource,
     *,
     step: int | None = None,
     formats: Sequence[str] | None = None,
@@ -226,10 +228,11 @@ def release_run(
     `formats`, `average` or `average_decay` is given. Raises InputError if the model is damaged, if a format's library
     is missing, or if the release exists. Raises RunStoppedError if an engine rejects a released file or crashes.
     """
+    from tinyllama.loading import model_path
     from tinyllama.release import convert
-    from tinyllama.release import release as checkpoints
+    from tinyllama.release.release import release_run as release_checkpoint
 
-    source = os.fspath(model)
+    source = model_path(model)
     path, options = Path(source), dict[str, Any](formats=formats, average=average, average_decay=average_decay)
     is_external = ReleaseDir(path).exists or (path / "config.json").is_file() or not path.exists()
     folder = None
@@ -237,32 +240,30 @@ def release_run(
         folder = _existing_release(path, step, is_external)
     if folder is None and is_external:
         if (step, average, average_decay) != (None, None, None):
-            raise InputError(
-                f"{source}: no run here, and pretrained weights have no steps; correct the run's name, or remove "
-                "--step, --average and --average-decay"
-            )
+            problem = "not a run, so it has no checkpoint to select or average"
+            raise InputError(f"{source}: {problem}; correct the name, or remove step, average and average_decay")
         folder = convert.release_external_weights(source, formats or convert.ALL_FORMATS, force)
     elif folder is None:
-        folder = checkpoints.release_run(source, step=step, force=force, in_transformers=True, **options)
+        folder = release_checkpoint(source, step=step, force=force, in_transformers=True, **options)
     metadata = ReleaseDir(folder).metadata()
     return ReleaseResult(folder, metadata["step"], tuple(metadata["formats"]))
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
     """Return `source` if it is a release, else the folder of the checkpoint's existing release, or None."""
-    from tinyllama.release.release import verified_checkpoint
+    from tinyllama.release.release import find_checkpoint
 
     if ReleaseDir(source).exists and step is None:
         return source
     if is_external:
         return None
-    checkpoint = verified_checkpoint(source, step)
+    checkpoint = find_checkpoint(source, step)
     release = checkpoint.run.releases.release(checkpoint.name)
     return release.path if checkpoint.is_released_as(release) else None
 
 
 def evaluate_model(
-    model: Source,
+    model: ModelSource,
     tasks: str | Sequence[str] = "hellaswag",
     *,
     limit: int | None = None,
@@ -278,21 +279,25 @@ def evaluate_model(
     data or lm-eval is not available.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
+    from tinyllama.loading import model_path
     from tinyllama.model.llama import PRECISIONS
     from tinyllama.release.card import update_card
 
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: {precision!r} is not supported; give {', '.join(PRECISIONS)}")
     names = [tasks] if isinstance(tasks, str) else tasks
-    saved = evaluate_and_save(os.fspath(model), names, limit, PRECISIONS[precision], num_fewshot, batch_size)
+    saved = evaluate_and_save(model_path(model), names, limit, PRECISIONS[precision], num_fewshot, batch_size)
     if saved is None:
         return None
     result = EvaluationResult(*saved)
-    if ReleaseDir(result.path.parent).exists:
-        update_card(result.path.parent)
+    folder = result.path.parent
+    if ReleaseDir(folder).exists and (folder / "huggingface").is_dir():  # a download from the hub has no such folder
+        update_card(folder)
     return result
 
 
 def generate_text(
-    model: "Source | Llama",
+    model: "ModelSource | Llama",
     prompt: str,
     max_new_tokens: int = 100,
     *,
@@ -317,21 +322,28 @@ def generate_text(
 
 
 def stream_text(
-    model: "Source | Llama",
+    model: "ModelSource | Llama",
     prompt: str,
-    max_new_tokens: int,
-    sampling: "Sampling",
+    max_new_tokens: int = 100,
+    sampling: "Sampling | None" = None,
     *,
     tokenizer: Tokenizer | None = None,
 ) -> Iterator[str]:
     """Yield the prompt, then each part of its continuation as soon as it is generated.
 
-    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. Raises the same errors as
-    `generate_text`.
+    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. Without `sampling`, each token is
+    the most probable one. Raises the same errors as `generate_text`.
     """
     from tinyllama.loading import load_model, load_tokenizer
+    from tinyllama.model.generation import GREEDY
     from tinyllama.model.llama import Llama
 
+    for name, value, kind, expected in (
+        ("prompt", prompt, str, "a text"), ("max_new_tokens", max_new_tokens, Integral, "an integer")
+    ):  # fmt: skip
+        if not isinstance(value, kind):
+            raise InputError(f"{name}: {value!r} is of type {type(value).__name__}; give {expected}")
+    sampling = sampling or GREEDY
     if isinstance(model, Llama):
         if tokenizer is None:
             raise InputError("tokenizer: missing for a loaded model; pass tokenizer=tinyllama.load_tokenizer(PATH)")

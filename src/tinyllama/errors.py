@@ -50,6 +50,14 @@ class CommandAbort(KeyboardInterrupt):
     """Ctrl-C in a command, whose process then ends without waiting for its threads and sidecars."""
 
 
+class CommandStopped(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1 in a command. Like Ctrl-C, this is no `Exception`, which handlers of errors could catch."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(f"{signal}: stopped; rerun the same command to resume")
+        self.signal, self.status = signal, REQUEUE_STATUS
+
+
 def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
     """Call a function and return an exit status; print one line on standard error if the call fails.
 
@@ -76,7 +84,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
     match error:
         case InputError():
             return str(error), INPUT_ERROR_STATUS
-        case RunStoppedError():
+        case RunStoppedError() | CommandStopped():
             return str(error), error.status
         case KeyboardInterrupt():
             return str(error) or "interrupted", INTERRUPTED_STATUS

@@ -106,7 +106,8 @@ def format_table(
 
     Columns are left-aligned, except those whose head is in `right`. If `head` consists of empty strings, no head is
     shown. On a terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which
-    `echo` would escape. Elsewhere cells wrap at `max_width` characters, or not at all if `max_width` is None.
+    `echo` would escape; title and head have no style. Elsewhere cells wrap at `max_width` characters, or not at all if
+    `max_width` is None.
     """
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -116,8 +117,9 @@ def format_table(
     if not console.is_terminal:
         console.width = max_width or 1_000_000
     table = Table(
-        title=title and Text(visible(title)), title_justify="left", box=None, pad_edge=False, show_header=any(head)
-    )
+        title=title and Text(visible(title)), title_justify="left", title_style="", header_style="", box=None,
+        pad_edge=False, show_header=any(head),
+    )  # fmt: skip
     table.padding = (0, 2, 0, 0)
     for name in head:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")

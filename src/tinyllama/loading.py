@@ -5,7 +5,6 @@ format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.c
 a checkpoint. Weights are loaded in float32.
 """
 
-import difflib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,8 +30,9 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
 from tinyllama.recipe import Model, Recipe
+from tinyllama.recipe.loading import abbreviated_repr
 from tinyllama.runs.checkpoint import load_weights
-from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir, similar_run
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -49,12 +49,20 @@ class ModelLocation:
         return CheckpointDir(self.folder).tokenizer_dir if self.is_checkpoint else self.folder
 
 
+def model_path(source: object) -> str:
+    """Return a path or a hub name as a string. Raises InputError if `source` is neither, nor a `Run`."""
+    if not isinstance(source, str | os.PathLike):
+        expected = "a Run, the path of a model or a hub name"
+        raise InputError(f"model: {abbreviated_repr(source)} is not a model; give {expected}")
+    return os.fspath(source)
+
+
 def resolve_model(source: str | os.PathLike[str]) -> ModelLocation:
     """Find a model: a run (its newest checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
 
     Raises InputError if `source` is none of these.
     """
-    source = os.fspath(source)
+    source = model_path(source)
     folder = Path(source)
     for candidate in (folder, folder / "huggingface"):
         if (candidate / "config.json").is_file():
@@ -64,18 +72,11 @@ def resolve_model(source: str | os.PathLike[str]) -> ModelLocation:
     if RunDir(folder).recipe_path.is_file():
         return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
     if folder.exists() or source.count("/") != 1 or folder.parent == Path("runs"):
-        remedy = "give a run (tinyllama train RECIPE), a checkpoint, a release or a Hugging Face folder"
-        raise InputError(f"{source}: no model found; {_similar_run(source) or remedy}")
+        remedy = "give a run, a checkpoint, a release or a Hugging Face folder; `tinyllama train RECIPE` makes a run"
+        raise InputError(f"{source}: no model found; {similar_run(source) or remedy}")
     from tinyllama.hub import download_snapshot  # noqa: PLC0415 - a machine that only trains may lack its requirements
 
     return ModelLocation(download_snapshot(source, ["*.json", "*.safetensors", "tokenizer.model"]), is_checkpoint=False)
-
-
-def _similar_run(name: str) -> str:
-    """Return a suggestion of the run in `runs` whose name is most similar to `name`, or an empty string."""
-    names = [path.name for path in Path("runs").glob("*") if RunDir(path).is_started]
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean runs/{close[0]}?" if close else ""
 
 
 def load_model(source: str | os.PathLike[str], precision: torch.dtype = torch.float32) -> Llama:

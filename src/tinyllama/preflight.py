@@ -61,7 +61,8 @@ def load_tokenizer(recipe: Recipe) -> Tokenizer:
     except InputError as error:
         if place == "disk":
             raise
-        raise InputError(f"{missing} (if the tokenizer is on the hub: {error})") from None
+        hub = "connect to the hub, or set HF_TOKEN for a private or gated repository"
+        raise InputError(f"{missing} (for a tokenizer on the hub, {hub})") from error
 
 
 def open_store(recipe: Recipe) -> TokenStore:
@@ -91,7 +92,7 @@ def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     if a stage is not possible in this process, or if a library that training, releases or their verification need is
     missing.
     """
-    from tinyllama.evaluate.evaluation import available_tasks
+    from tinyllama.evaluate.evaluation import available_tasks, check_tasks
     from tinyllama.release.formats import LIBRARIES, check_format_libraries, require_libraries
     from tinyllama.tracking.trackers import check_trackers
 
@@ -104,8 +105,8 @@ def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     check_format_libraries(recipe.release.formats)
     require_libraries(LIBRARIES["huggingface"])  # which `verify` uses
     _check_tasks(recipe.release)
-    if recipe.has_milestones:
-        _check_release_libraries(recipe.release)
+    if recipe.has_milestones and recipe.release.tasks:
+        check_tasks(recipe.release.tasks)
     return available_tasks(recipe.release.tasks)
 
 

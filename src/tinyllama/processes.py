@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from tinyllama.errors import CommandAbort, RunStoppedError
+from tinyllama.errors import CommandAbort, CommandStopped
 from tinyllama.torch_versions import ALLOCATOR_VARIABLES
 
 _LOWEST_PRIORITY = 19
@@ -112,7 +112,7 @@ class Heartbeat:
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Raise RunStoppedError on SIGTERM or SIGUSR1, and CommandAbort on Ctrl-C, during the block of a command.
+    """Raise CommandStopped on SIGTERM or SIGUSR1, and CommandAbort on Ctrl-C, during the block of a command.
 
     Except in a nested block of `record_signals`, the command must have nothing to save.
     """
@@ -120,8 +120,7 @@ def exit_on_signal() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             raise CommandAbort
-        name = signal.Signals(number).name
-        raise RunStoppedError(f"{name}: stopped; rerun the same command to resume", signal=name)
+        raise CommandStopped(signal.Signals(number).name)
 
     with _stop_signal_handlers(stop):
         yield
@@ -136,7 +135,10 @@ class StopSignals:
         self.arrived: list[int] = []
         """Numbers of the signals, including those that a blocked main thread has not handled yet."""
         self.can_save = False
-        """Whether the first Ctrl-C is recorded; before the first step, Ctrl-C ends the block, which has no progress."""
+        """Whether the first Ctrl-C is recorded.
+
+        It is false before the first step, when nothing can be saved: Ctrl-C then ends the block.
+        """
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """All stages of a recipe in turn: from raw text to a verified and evaluated release.
 
-The stages call the same functions as the commands, and print the results and their locations. A stage whose result is
+The stages call the same functions as the commands, and print the results and their locations. Only the release is not
+compared with transformers when it is written, because the verification does this. A stage whose result is
 complete is not repeated, except the verification, which reads every file of the release again. If the stages are
 interrupted, calling them again resumes them.
 """
@@ -19,7 +20,6 @@ from tinyllama.evaluate.results import Evaluation, format_evaluation
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes
 from tinyllama.loading import load_model
-from tinyllama.model.flops import num_parameters
 from tinyllama.preflight import check_stages, load_tokenizer, tokenizer_place
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.inspection import prepared_lines
@@ -102,7 +102,7 @@ def _corpus_folder(recipe: Recipe) -> Path:
 
 def _tokenizer(recipe: Recipe) -> Iterator[str]:
     if tokenizer_place(recipe) is None:
-        yield from (line.strip() for line in str(train_recipe_tokenizer(recipe)).splitlines()[1:])
+        yield from train_recipe_tokenizer(recipe).lines()
     tokenizer = load_tokenizer(recipe)
     tokenizer.check_formats(recipe.release.formats)
     yield f"{recipe.tokenizer}: {tokenizer.vocab_size:,} tokens"
@@ -114,18 +114,15 @@ def _store(recipe: Recipe) -> Iterator[str]:
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
-    vocab_size = load_tokenizer(recipe).vocab_size
-    parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
-    yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
-    run = RunDir.of_recipe(recipe)
-    yield f"watch it: tinyllama watch {run.path}"
     train_model(recipe)
-    rows = list(run.metrics())
+    rows = list(RunDir.of_recipe(recipe).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
-    yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
+    losses = [row["loss"] for row in rows if row["loss"] is not None]  # a skipped step has no loss
+    if losses:
+        yield f"loss {losses[0]:.3f} at the start, {losses[-1]:.3f} at the end; {speed:,.0f} tokens/s"
     bits_per_byte = rows[-1].get("validation_bits_per_byte")
     if bits_per_byte is None:
-        yield "not validated: no documents for validation (data.validation_fraction is 0)"
+        yield "not validated: no validation sequence (see data.validation_fraction)"
         return
     packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), load_tokenizer(recipe))
     verdict = "better" if bits_per_byte < packed else "worse: the run was too short, or something is wrong"
@@ -191,7 +188,7 @@ def _prompts(recipe: Recipe) -> list[str]:
 
 def _next_steps(recipe: Recipe, is_demo: bool) -> Iterator[str]:
     folder, run = _newest_release(recipe).path, RunDir.of_recipe(recipe).path
-    prompt = next(iter(_prompts(recipe)), "The").splitlines()[0]
+    prompt = next(iter(_prompts(recipe)), "").partition("\n")[0] or "The"
     yield f"read the card:      {folder}/huggingface/README.md"
     yield f"complete a prompt:  tinyllama generate {folder} {shlex.quote(prompt)}"
     yield f"see the curves:     tinyllama watch {run}"

@@ -35,7 +35,7 @@ CASES = {
     },
     "tinyllama plan dark.yaml --data.sources.second.clean.lang": {"--data.sources.second.clean.language"},
     "tinyllama plan dark.yaml --data.sources.second.holdout ": {"tail"},
-    "tinyllama watch --no": {"--no-open-browser"},
+    "tinyllama watch --no": {"--no-browser"},
     "tinyllama train d": {"demo", "dark.yaml"},
     "tinyllama plan demo --al": set(),
     "tinyllama train demo --al": {"--allow-change"},

@@ -121,14 +121,20 @@ def test_text_is_printed_while_it_is_generated(monkeypatch: pytest.MonkeyPatch, 
     assert pipe.getvalue().decode().startswith(printed[-1])
 
 
+@pytest.mark.parametrize(
+    ("command", "problem"), [("generate", "no model found"), ("report", "no run here"), ("watch", "no run here")]
+)
 def test_similar_name_of_a_run_is_suggested(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: str, problem: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "runs/demo").mkdir(parents=True)
     (tmp_path / "runs/demo/metrics.jsonl").touch()
     monkeypatch.chdir(tmp_path)
+    following = ["text"] if command == "generate" else []
     for name in ("demo", "dmo"):
-        assert cli.main(["generate", name, "text"]) == 2
-        assert f"{name}: no model found; did you mean runs/demo?" in capsys.readouterr().err
-    assert cli.main(["generate", "elsewhere", "text"]) == 2
-    assert "did you mean" not in capsys.readouterr().err
+        assert cli.main([command, name, *following]) == 2
+        err = capsys.readouterr().err
+        assert f"{name}: {problem}" in err and err.endswith("; did you mean runs/demo?\n")
+    for name in ("elsewhere", "runs/demo"):
+        assert cli.main([command, name, *following]) == 2
+        assert "did you mean" not in capsys.readouterr().err

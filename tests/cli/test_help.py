@@ -95,6 +95,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "hint"),
     [
         ("trian demo", "trian: no such command; did you mean train?"),
+        ("tok", "tok: no such command; did you mean tokenizer train?"),
         ("tokenizer trian demo", "did you mean tokenizer train?"),
         ("train demo --lr 3e-4", "--lr: unknown option; did you mean --train.optimizer.learning_rate?"),
         ("train demo --train.learning_rate 3e-4", "did you mean train.optimizer.learning_rate?"),

@@ -85,7 +85,7 @@ def scaled(words: list[str]) -> list[str]:
         case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
             # the model of continued.yaml must have the shape of its initial weights, which are tiny here
             return [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]
-        case ["tokenizer", "train", *_] if "2048" not in words:
+        case ["tokenizer", "train", *_] if "manuals.yaml" not in words:
             return _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:
             return _with(_with(words, "--limit", "4"), "--precision", "fp32")

@@ -1,5 +1,6 @@
 """The recipe that `init` writes needs no edit: its tokenizer can be trained, and training has no warnings."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.conftest import python_sources
 from tests.prepare.raw import lines, write
 
-from tinyllama.drafting.draft import Draft, draft_recipe
+from tinyllama.drafting.draft import Draft, default_file, draft_recipe
 from tinyllama.drafting.machine import Machine, largest_micro_batch
 from tinyllama.drafting.show import init
 from tinyllama.drafting.sizes import (
@@ -46,8 +47,8 @@ def machine(flops: float = 100e9, memory_bytes: float = 16e9, formats: tuple[str
     )
 
 
-def draft(path: Path | str) -> Draft:
-    return draft_recipe([str(path)], 10, machine)
+def draft(path: str) -> Draft:
+    return draft_recipe([path], 10, machine, default_file(path))
 
 
 def one_text(folder: Path) -> None:
@@ -82,7 +83,7 @@ def code_and_prose(folder: Path) -> None:
     [(one_text, 1), (many_small_files, 1), (few_different_words, 1), (many_characters, 1), (code_and_prose, 0.02)],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_drafted_recipe_trains_without_warnings(
+def test_drafted_recipe_passes_the_checks_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], None], minutes: float
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,7 +117,7 @@ def test_recipe_explains_its_fields(
         (line,) = [line for line in text.splitlines() if line.strip().startswith(field)]
         assert "  # " in line
     assert "binary, or not UTF-8: 1 .png" in output
-    assert output.endswith("recipe: my-notes.yaml\nnext:   tinyllama run my-notes.yaml\n")
+    assert output.endswith("recipe: my-notes.yaml\n")
     with pytest.raises(InputError, match=r"my-notes.yaml: exists; .*--force"):
         init(["my notes"], 10, None, False, machine)
     init(["my notes"], 20, None, True, machine)
@@ -136,7 +137,53 @@ def test_name_is_not_that_of_a_run_or_of_a_bundled_recipe(tmp_path: Path, monkey
     one_text(Path("a\nb"))
     with pytest.raises(InputError, match="control character"):
         draft("a\nb")
-    assert draft_recipe(["2024", "a\nb"], 10, machine).recipe.name == "2024"
+    assert draft_recipe(["2024", "a\nb"], 10, machine, Path("mine.yaml")).recipe.name == "mine"
+    monkeypatch.chdir("2024")
+    assert [default_file(path) for path in (".", "..")] == [Path("2024.yaml"), Path(f"{tmp_path.name}.yaml")]
+
+
+def test_second_draft_of_a_folder_replaces_the_file_but_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_text(Path("notes"))
+    Path("runs/notes").mkdir(parents=True)
+    assert init(["notes"], 10, None, False, machine) == Path("notes.yaml")
+    assert init(["notes"], 10, None, True, machine) == Path("notes.yaml")
+    assert Recipe.load("notes.yaml").name == "notes-2"
+
+
+def test_outputs_of_a_run_are_no_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code_and_prose(Path())
+    write(Path("notes/a.md"), PROSE.encode() * 400)
+    write(Path("settings.yaml"), b"key: value  # for a program\n" * 99)
+    many_characters(Path())
+    path = init(["."], 1, Path("mine.yaml"), False, machine)
+    overrides = {"data.workers": 1}
+    train_recipe_tokenizer(Recipe.load(path, overrides), None, 16_000_000)
+    assert build_store(Recipe.load(path, overrides)) is not None
+    write(Path("runs/mine/metrics.jsonl"), lines({"content": PROSE}))
+    write(Path("runs/mine/README.md"), PROSE.encode())
+    path.write_text(path.read_text().replace("tokens:", "tokens:  "))
+    assert build_store(Recipe.load(path, overrides)) is not None  # raises if an input was added or changed
+    assert init(["."], 1, Path("mine.yaml"), True, machine) == path
+
+
+def test_model_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    book = write(Path("book.txt"), f"{PROSE * 500}\n\n".encode() * 80)
+    os.truncate(book, 10_000_000_000)  # a sparse file, because only the beginning is read
+    dims = []
+    for memory_bytes in (16e9, 2e9):
+        small = machine(flops=1e15, memory_bytes=memory_bytes)
+        recipe = draft_recipe(["book.txt"], 10_000, lambda: small, Path("mine.yaml")).recipe  # noqa: B023 - called at once
+        assert recipe.vocab_size is not None
+        assert largest_micro_batch(recipe, recipe.vocab_size, small.hardware) > 0
+        dims.append(recipe.model.dim)
+    assert dims[0] > dims[1]
+    with pytest.raises(InputError, match="memory"):
+        draft_recipe(["book.txt"], 10, lambda: machine(memory_bytes=0.01e9), Path("mine.yaml"))
 
 
 def test_micro_batch_fits_into_memory() -> None:
@@ -152,6 +199,9 @@ def test_every_shape_of_the_ladder_is_larger_than_the_one_before() -> None:
     assert sizes == sorted(sizes)
     rates = [one.learning_rate for one in SHAPES]
     assert rates == sorted(rates, reverse=True)
+    models = [one.model for one in SHAPES]
+    for name in ("demo", "tinyllama-120m", "tinyllama-1.1b"):
+        assert Recipe.load(name).model in models
 
 
 @given(st.floats(1e9, 1e24), st.sampled_from(vocabulary_candidates(512)), st.floats(500, 1e12), st.floats(1, 1e6))

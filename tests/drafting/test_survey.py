@@ -1,5 +1,6 @@
 """A survey finds every file with text, its format and its text field from its content, and counts all other files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.prepare.raw import COMPRESSIONS, POINTER, lines, write
 
 from tinyllama import cli
 from tinyllama.drafting.sources import DraftSource, braces, draft_sources, escape
-from tinyllama.drafting.survey import FoundFile, choose_field, look_at, survey
+from tinyllama.drafting.survey import FoundFile, survey, survey_file, text_fields
 from tinyllama.errors import InputError
 from tinyllama.prepare.files import find_files
 from tinyllama.prepare.readers import SourceRow, read_rows
@@ -25,7 +26,7 @@ PROSE = "The committee met on Tuesday, and most of its members agreed with the r
 
 def drafted(*paths: Path) -> dict[str, DraftSource]:
     """Return the sources for paths by name; each source must read its files, and otherwise only files without text."""
-    surveys = survey([str(path) for path in paths])
+    surveys = survey([str(path) for path in paths], Path("recipe.yaml"))
     sources, _ = draft_sources(surveys)
     harmless = {file.path for one in surveys for file in one.skipped if not file.is_refused}
     for source in sources:
@@ -77,11 +78,19 @@ def test_mixed_folder_becomes_few_sources(tmp_path: Path) -> None:
         texts = [row.text for row in rows if isinstance(row, SourceRow)]
         assert source.text_bytes == pytest.approx(sum(len(str(text).encode()) for text in texts), rel=0.1)
         assert source.num_documents == pytest.approx(len(texts), rel=0.1)
-    (one,) = survey([str(folder)])
-    counts = one.skipped_counts()
-    assert counts["binary, or not UTF-8", "ending .png"] == counts["binary, or not UTF-8", "ending .txt"] == 1
-    assert counts["empty", "ending .md"] == counts["JSON without rows of text", "ending .json"] == 1
-    assert counts.total() == 4
+    (one,) = survey([str(folder)], Path("recipe.yaml"))
+    assert {Path(file.path).name: file.reason for file in one.skipped} == {
+        "picture.png": "binary, or not UTF-8",
+        "latin.txt": "binary, or not UTF-8",
+        "empty.md": "empty",
+        "settings.json": "JSON without a field of text in each line; lists and objects are not text",
+    }
+
+
+def test_other_fields_with_text_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", lines(*[{"id": 1, "question": PROSE, "answer": PROSE * 3}] * 9))
+    (source,) = drafted(tmp_path).values()
+    assert (source.field, source.other_fields) == ("answer", ("question",))
 
 
 def test_single_files_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +114,7 @@ def test_folder_in_a_named_folder_is_read_once(tmp_path: Path) -> None:
 def test_size_of_a_packed_file_is_estimated(tmp_path: Path, suffix: str) -> None:
     text = "\n".join(python_sources(80)).encode("ascii", "ignore")
     assert len(text) > 1_500_000  # more than the beginning that is read
-    found = look_at(str(write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](text))))
+    found = survey_file(str(write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](text))))
     assert isinstance(found, FoundFile), found
     assert found.text_bytes == pytest.approx(len(text), rel=0.1)
 
@@ -118,12 +127,17 @@ def test_size_of_a_packed_file_is_estimated(tmp_path: Path, suffix: str) -> None
         (b"PK\3\4 and more", "a.md", "zip archive"),
         (b"PAR1 and no footer", "a.parquet", "cannot be read"),
         (b"a;b\n1;2\n", "a.csv", "separated by ';'"),
-        (lines({"id": "1"}, {"id": "2"}), "a.jsonl", "without rows of text"),
+        (lines({"id": "1"}, {"id": "2"}), "a.jsonl", "without a field of text"),
+        (b'"' + b"a" * 200_000, "a.csv", "cannot be read"),
+        (b'"a\nb"\n' + f'"{PROSE}"\n'.encode() * 9, "a.csv", "no column of text"),
+        (lines({"a\tb": PROSE}), "a.jsonl", "without a field of text"),
+        (PROSE.encode(), "a\tb.txt", "control characters"),
+        (PROSE.encode(), os.fsdecode(b"\xff.txt"), "not UTF-8"),
     ],
-    ids=["pointer", "gzip", "zip", "parquet", "semicolons", "numbers"],
+    ids=["pointer", "gzip", "zip", "parquet", "semicolons", "numbers", "quote", "column", "field", "tab", "latin-1"],
 )
 def test_unusable_file_is_skipped_with_its_reason(tmp_path: Path, content: bytes, name: str, reason: str) -> None:
-    assert reason in getattr(look_at(str(write(tmp_path / name, content))), "reason", "")
+    assert reason in getattr(survey_file(str(write(tmp_path / name, content))), "reason", "")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +153,12 @@ def test_unusable_file_is_skipped_with_its_reason(tmp_path: Path, content: bytes
     ids=["text", "longest", "encoded", "none", "unspaced", "empty"],
 )
 def test_text_field_is_the_one_with_most_prose(fields: dict[str, list[str]], chosen: str | None) -> None:
-    assert choose_field(fields) == chosen
+    assert next(iter(text_fields(fields)), None) == chosen
 
 
 @given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=40), max_size=3), max_size=4))
-def test_text_field_is_always_one_of_the_fields(fields: dict[str, list[str]]) -> None:
-    assert choose_field(fields) in {None, *fields}
+def test_text_fields_are_among_the_fields(fields: dict[str, list[str]]) -> None:
+    assert {*text_fields(fields)} <= {*fields}
 
 
 def test_data_sets_keep_their_splits(tmp_path: Path) -> None:
@@ -200,6 +214,43 @@ def test_file_that_no_short_glob_excludes_is_an_error(tmp_path: Path) -> None:
         drafted(tmp_path)
 
 
+def test_one_bad_file_does_not_hide_others(tmp_path: Path) -> None:
+    for number in range(70):
+        write(tmp_path / f"{number:02}.jsonl", lines({"body": PROSE * 9}) if number else b"")
+    (source,) = drafted(tmp_path).values()
+    assert len(source.files) == 69
+
+
+def test_text_files_are_used_next_to_more_files_that_are_not_utf8(tmp_path: Path) -> None:
+    for number in range(5):
+        write(tmp_path / f"latin{number}.txt", "Größe".encode("latin-1") * 9)
+    write(tmp_path / "a.txt", PROSE.encode() * 99)
+    (source,) = drafted(tmp_path).values()
+    assert [Path(file.path).name for file in source.files] == ["a.txt"]
+
+
+def test_data_set_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    datasets.Dataset.from_dict({"content": [PROSE * 9] * 20}).save_to_disk(".")
+    assert [source.format for source in drafted(Path()).values()] == ["huggingface"]
+
+
+def test_data_set_without_text_is_skipped(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"number": [1] * 20}).save_to_disk(tmp_path / "raw/numbers")
+    write(tmp_path / "raw/a.md", PROSE.encode() * 99)
+    (source,) = drafted(tmp_path / "raw").values()
+    assert source.format == "text"
+
+
+def test_sources_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path(name) for name in ("docs", "x/docs", "docs-2")]
+    for folder in folders:
+        write(folder / "a.md", PROSE.encode() * (99 + len(str(folder))))
+    Path("link").symlink_to("docs")
+    assert len(drafted(*folders, Path("link"))) == 3
+
+
 @given(st.lists(st.text("ab.*?[]{},! é", min_size=1, max_size=6), min_size=1, max_size=4))
 def test_braces_name_files_with_any_characters(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     folder = tmp_path_factory.mktemp("raw")
@@ -214,7 +265,7 @@ def test_braces_name_files_with_any_characters(tmp_path_factory: pytest.TempPath
     ("arguments", "place", "keyword"),
     [
         (["nowhere"], "nowhere", "no such file"),
-        (["pictures"], "pictures", "1 ending .png: binary"),
+        (["pictures"], "pictures", "binary, or not UTF-8: 1 .png"),
         (["tiny.txt"], "tiny.txt", "too little"),
         (["tiny.txt", "--minutes", "0"], "--minutes 0", "out of range"),
         (["tiny.txt", "--output", "there.yaml"], "there.yaml", "--force"),

@@ -11,6 +11,7 @@ from tests.conftest import small_recipe
 from tinyllama import cli
 
 pytestmark = pytest.mark.slow
+DEMO = Path(__file__).parents[2] / "recipes/demo.yaml"
 
 
 def tinyllama(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -33,7 +34,9 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["trian", "demo"], "trian: no such command"),
         (["train"], "train: name a recipe first"),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
-        (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
+        (["run", "."], ".: a folder, not a recipe; run: tinyllama init ."),
+        (["inspect", str(DEMO)], f"token store does not exist; run: tinyllama prepare {DEMO}"),
+        (["train", "demo", "--train.tokns", "3"], "--train.tokns: unknown field; did you mean tokens?"),
         (
             ["train", "demo", "--train.batch_sequences", "many"],
             "train.batch_sequences: 'many' should be a valid integer",
@@ -51,9 +54,9 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         ),
         (["generate", "nowhere", "text"], "nowhere: no model found"),
         (["release", "nowhere"], "nowhere: no model found"),
-        (["release", "nowhere", "--step", "5"], "nowhere: no run here"),
+        (["release", "nowhere", "--step", "5"], "nowhere: not a run"),
         (["evaluate", "nowhere"], "nowhere: no model found"),
-        (["generate", "runs/nowhere", "text"], "runs/nowhere: no model found; give a run (tinyllama train RECIPE)"),
+        (["generate", "runs/nowhere", "text"], "runs/nowhere: no model found; give a run,"),
         (["verify", "nowhere"], "nowhere: no release here (no release.json); run: tinyllama release RUN"),
         (["watch", "nowhere"], "nowhere: no run here"),
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),
@@ -118,7 +121,7 @@ def test_stages_produce_release_that_completes_text(
         (["train", *own], ["release", "runs/small"]),
         (["release", "runs/small"], ["verify", release]),
         (["train", *own], ["verify", release]),
-        (["verify", release], ["generate", release, "'Once upon a time'"]),
+        (["verify", "runs/small"], ["generate", release, "'Once upon a time'"]),
     ):
         assert cli.main(command) == 0, capsys.readouterr().err
         printed = capsys.readouterr()
@@ -136,4 +139,4 @@ def test_stages_produce_release_that_completes_text(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("import os")
     assert cli.main(["release", "runs/small"]) == 2
-    assert "already released; --force" in capsys.readouterr().err
+    assert f"already released; check the release with `tinyllama verify {release}`" in capsys.readouterr().err

@@ -62,8 +62,9 @@ def test_demo_release_loads_in_transformers(
     status = cli.main(["demo", *(word for field, value in SMALL_DEMO.items() for word in (f"--{field}", value))])
     output, errors = capsys.readouterr()
     assert status == 0, errors
-    for stage in range(1, 9):
-        assert f"\n{stage}/8 " in output
+    stages_run = re.findall(r"^(\d)/(\d) ", output, re.MULTILINE)
+    assert len(stages_run) > 1
+    assert stages_run == [(str(number), str(len(stages_run))) for number in range(1, len(stages_run) + 1)]
     assert "FAIL" not in output
     assert "first 8 of 10042 items" in output
     assert "excluded: RedPajamaGithub" in output
@@ -93,10 +94,11 @@ def write_own_data(folder: Path) -> None:
     pq.write_table(pa.table({"code": texts[30:]}), folder / "own/code.parquet")
     fields = small_recipe(Path())
     fields["vocab_size"] = 600
+    fields["data"]["store"] = "runs/small/store"
     fields["data"]["sources"] = {
         "docs": {"format": "text", "path": "own/docs/**/*.rst", "weight": 1},
         "notes": {"format": "text", "path": "own/more/*", "separator": "\n\n", "weight": 1},
-        "rows": {"format": "jsonl", "path": "own", "text": "body", "weight": 1},
+        "rows": {"format": "jsonl", "path": "**/*.jsonl", "text": "body", "weight": 1},  # without those in `runs`
         "code": {"format": "parquet", "path": "own", "text": "code", "weight": 1},
     }
     fields["release"] = {"formats": ["huggingface", "gguf", "ctranslate2"], "tasks": []}
@@ -110,7 +112,7 @@ def test_killed_run_on_own_files_resumes_to_a_verified_release(
     monkeypatch.chdir(tmp_path)
     killed = run_command(tmp_path, "run", "own.yaml", fault=kill_at_write("step-00000020"))
     assert killed.status == -signal.SIGKILL, killed.output
-    assert "\n3/7 training" in killed.output
+    assert re.search(r"^\d/\d training$", killed.output, re.MULTILINE)
     before = Path("runs/small/metrics.jsonl").read_text().splitlines()[:10]
 
     assert cli.main(["run", "own.yaml"]) == 0
@@ -118,7 +120,8 @@ def test_killed_run_on_own_files_resumes_to_a_verified_release(
     assert "sample of" not in output  # the tokenizer was not trained again
     assert "preparing" not in errors
     assert "1 rows, not UTF-8 text" in output
-    assert "all 22 checks passed" in output
+    assert "checks passed" in output
+    assert "FAIL" not in output
     assert "not scored: the recipe has no release.tasks" in output
     assert "tinyllama run own.yaml --name small-longer" in output
     measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same documents: ([\d.]+)", output)

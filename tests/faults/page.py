@@ -26,7 +26,7 @@ STAGES = (
 )
 FAULTS = (
     "kill -9",
-    "SIGTERM",
+    "SIGTERM, Ctrl-C",
     "disk full",
     "no permission",
     "flipped bit",

@@ -82,13 +82,13 @@ def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> Non
 
 
 def files_without_times(folder: Path, metadata: Any) -> dict[str, bytes]:
-    """Return a release's files without release.json, and the card without date, commit and measured peak."""
+    """Return a release's files without release.json, and the card without date, commit, peak and training time."""
     files = contents(folder)
     del files["release.json"]
     card = files["huggingface/README.md"]
     for word in (metadata["date"], *metadata["checkpoints"].values()):
         card = card.replace(word.encode(), b"...")
-    return files | {"huggingface/README.md": re.sub(rb"peak [0-9.]+ TFLOP/s", b"...", card)}
+    return files | {"huggingface/README.md": re.sub(rb"peak [0-9.]+ TFLOP/s|training time \|.*", b"...", card)}
 
 
 def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:

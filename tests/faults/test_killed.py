@@ -133,7 +133,7 @@ def test_kill_while_a_file_is_written_keeps_the_previous_one(
     ],
     ids=["tokenizer", "prepare", "release", "evaluate"],
 )
-def test_ctrl_c_ends_with_one_line_that_says_what_a_rerun_does(
+def test_ctrl_c_prints_one_line_with_the_effect_of_a_rerun(
     pipeline: Path, command: tuple[object, ...], file: str, remedy: str
 ) -> None:
     interrupted = run_command(pipeline, *command, fault=kill_at_write(file, signal.SIGINT))

@@ -148,7 +148,7 @@ CALLS = {name: _no_operation(function) for name, function in cli.COMMANDS.items(
 # fmt: off
 OPTIONS = [
     "--help", "-h", "--quiet", "--", "--step", "--formats", "--json", "--set", "--train.tokens", "--model.layers",
-    "--data.sources", "--data.sources.x.path", "--max-new-tokens", "--temperature", "--port", "--no-open-browser",
+    "--data.sources", "--data.sources.x.path", "--max-new-tokens", "--temperature", "--port", "--no-browser",
 ]
 # fmt: on
 argument_lists = st.lists(

@@ -67,7 +67,7 @@ def test_a_row_of_a_step_is_traced_to_its_text(small: Path, capsys: pytest.Captu
 
 
 def test_inspect_shows_counts_shares_and_samples(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(small / "store")]) == 0
+    assert main(["inspect", str(small / "recipe.yaml")]) == 0
     output = capsys.readouterr().out
     store = TokenStore.open(small / "store")
     split, manifest = store["lines/train"], store["lines/train"].manifest

@@ -19,7 +19,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
-from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_files, skip_reason
+from tinyllama.prepare.sources import OUTPUT, InputFile, check_sources_disjoint, list_files, skip_reason
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Recipe, Source
 
 CONTENTS = {
@@ -404,6 +404,20 @@ def test_excluded_files_are_counted(tmp_path: Path) -> None:
     list_files("star", source("starcoderdata", tmp_path / "star", include="c"), skipped)
     list_files("slim", source("slimpajama", tmp_path / "slim"), skipped)
     assert skipped == {"excluded: go": 2, "excluded: python": 1, "test split": 1}
+
+
+def test_outputs_of_tinyllama_are_read_only_if_the_path_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/demo/corpus/a.jsonl", "raw/runs/b.jsonl"):
+        write(Path(name), lines({"text": name}))
+    skipped: Counter[str] = Counter()
+    files = list_files("own", source("jsonl", "**/*.jsonl"), skipped)
+    assert [file.path for file in files] == ["raw/runs/b.jsonl"]
+    assert skipped == {OUTPUT: 1}
+    for path in ("runs/demo", f"file://{tmp_path}/runs/demo", "runs/**/*.jsonl", "raw/../runs/demo/corpus/a.jsonl"):
+        assert listed("jsonl", path) == ["train a.jsonl"]
 
 
 @pytest.mark.parametrize("scheme", ["file://", "local://"])

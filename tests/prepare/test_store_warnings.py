@@ -204,7 +204,7 @@ def test_tokenizer_training_keeps_an_existing_model_and_explains_missing_text(
     write(tmp_path / "raw/a.jsonl", lines(*[{"body": "x"}] * 20))
     recipe, folder = str(recipe_of(small, tmp_path)), tmp_path / "own"
     assert main(["tokenizer", "train", recipe, "--tokenizer", str(folder)]) == 2
-    assert "20 no text" in capsys.readouterr().err
+    assert "20 rows no text" in capsys.readouterr().err
     write(folder / "tokenizer.model", b"a model that cannot be loaded")
     for place in (folder, folder / "tokenizer.model"):
         assert main(["tokenizer", "train", recipe, "--tokenizer", str(place)]) == 2

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from tests.release.conftest import evaluation
 
+from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
@@ -140,7 +141,7 @@ def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None
     assert row_of(card, "training time")[1] == "15 min, without validation, checkpoints and interruptions"
 
 
-def test_card_without_a_license_tells_what_to_do(run: Path) -> None:
+def test_card_without_a_license_has_the_steps_to_add_one(run: Path) -> None:
     assert "The license of this model is `apache-2.0`." in card_of(release_run(run))
     fields = yaml.safe_load((run / "recipe.yaml").read_text())
     fields["release"]["license"] = None
@@ -169,8 +170,16 @@ def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
             assert found[name, split] == [share, split, *counts, sha256]
 
 
-def test_card_without_scores_has_the_command(released: Path) -> None:
-    assert "Not scored yet. Run `tinyllama evaluate .` in the folder of the release." in card_of(released)
+def test_card_without_scores_has_a_command_that_works_in_a_download(
+    downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = re.search(r"Not scored yet. Run `tinyllama (.+?)`", (downloaded / "README.md").read_text("utf-8"))
+    assert command is not None
+    folder = Path(shutil.copytree(downloaded, tmp_path / "hub/small"))
+    monkeypatch.chdir(folder)
+    assert cli.main([*command[1].split(), "--limit", "2"]) == 0
+    assert read_json(folder / "evaluation.json")["model"] == "small"
+    assert [path.name for path in folder.parent.iterdir()] == ["small"]
 
 
 def test_scores_have_errors_items_and_published_baselines(scored: Path) -> None:
@@ -246,6 +255,17 @@ def test_scores_of_another_step_are_an_error(released: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"step 10, .*step 40"):
         update_card(folder)
     assert card_of(folder) == before
+
+
+def test_card_of_an_older_release_in_fp16_lacks_only_what_was_not_recorded(released: Path) -> None:
+    metadata = read_json(released / "release.json")
+    for record, name in ((metadata, "license"), (metadata, "samples"), (metadata["measured"], "training_seconds")):
+        del record[name]
+    metadata["measured"]["loss"] = None  # every step was skipped
+    metadata["recipe"]["fields"]["train"]["precision"] = "fp16"
+    card = render_card(metadata, None, NO_RELEASES)
+    assert "no license yet" in card and "training time" not in card and "Training loss" not in card
+    assert row_of(card, "precision")[1] == "fp16 computation, float32 weights"
 
 
 def test_card_has_the_mixture_stages(released: Path) -> None:

@@ -164,6 +164,7 @@ def change_the_store(run: Path) -> None:
         (damage_a_checkpoint, None, r"step-00000040/.*distcp .*hash"),
         (change_the_store, None, r"store\.json: another store manifest .*sha256 \w{12}, not \w{12}\b"),
         (lambda run: (run / "metrics.jsonl").unlink(), None, r"metrics\.jsonl: no row"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 40}\n'), None, "a file there is invalid"),
         (lambda run: RunDir(run).checkpoint(9).commit_path.unlink(), 9, "no checkpoint of step 9; .*10, 40"),
     ],
 )

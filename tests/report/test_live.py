@@ -46,9 +46,9 @@ def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]
 
 
 @contextmanager
-def watched(folder: Path, *runs: str) -> Iterator[str]:
+def watched(folder: Path, *runs: str, browser: bool = False) -> Iterator[str]:
     """Serve the page; yield its address."""
-    with running(folder, "watch", *runs, "--no-open-browser") as process:
+    with running(folder, "watch", *runs, *([] if browser else ["--no-browser"])) as process:
         assert process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/\S*", process.stdout.readline())
         assert found, process.poll()
@@ -260,7 +260,7 @@ def test_wrong_arguments_are_errors(
             (["small", "--port", used], f"--port {used}: "),
         ):
             monkeypatch.chdir(tmp_path / "runs")
-            assert main(["watch", *arguments, "--no-open-browser"]) == 2
+            assert main(["watch", *arguments, "--no-browser"]) == 2
             (line,) = capsys.readouterr().err.splitlines()
             assert words in line
 
@@ -273,6 +273,21 @@ def test_newest_run_is_watched_by_default(tmp_path: Path) -> None:
     with watched(tmp_path) as address, urlopen(address) as answer:
         assert "<h1>newer " in answer.read().decode()
         assert "script-src 'sha256-" in answer.headers["Content-Security-Policy"]
+
+
+def test_page_is_served_while_the_browser_is_open(tmp_path: Path, log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_steps(log, 1, 3)
+    (tmp_path / "browser").write_text("#!/bin/sh\ntouch opened\nsleep 20\n")
+    (tmp_path / "browser").chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{tmp_path / 'browser'} %s")
+    with watched(tmp_path, browser=True) as address, urlopen(address, timeout=10) as answer:
+        assert "<h1>small " in answer.read().decode()
+        for _ in range(100):
+            if (tmp_path / "opened").exists():
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the browser was not started")
 
 
 def test_page_is_served_to_this_machine_only(tmp_path: Path, log: RunLog) -> None:

@@ -1,6 +1,7 @@
 """Names and texts from outside are shown without control characters: on the terminal, in a report, on the live page."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from playwright.sync_api import expect
 from tests.browser import opened
 from tests.conftest import small_recipe
 from tests.report.test_live import watched
+from tests.terminal import run_on_terminal
 from tests.tracking.run_files import new_run, write_steps
 
 from tinyllama import api, cli, loading
@@ -35,6 +37,13 @@ SHOWN = r"\x1b[2J\x1b]0;title\x07"
 )
 def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_tables_on_a_terminal_have_no_visible_escape_sequences(small: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tinyllama", "inspect", str(small / "recipe.yaml")]
+    status, lines, _ = run_on_terminal(program, tmp_path, 160)
+    assert status == 0
+    assert lines and not [line for line in lines if r"\x1b" in line]
 
 
 def test_escape_sequence_in_file_name_is_harmless(

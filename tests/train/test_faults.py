@@ -135,7 +135,7 @@ def test_signal_saves_and_exits_with_the_requeue_status(
     assert_same_run(training.run, reference_run)
 
 
-def test_first_ctrl_c_saves_and_the_resumed_run_says_from_which_step(
+def test_first_ctrl_c_saves_and_the_run_resumes_at_that_step(
     small: Path, work_dir: Path, reference_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
@@ -172,15 +172,20 @@ def test_second_ctrl_c_aborts_without_waiting_for_the_checkpoint(small: Path, wo
     assert read_events(training.run)[-1]["event"] == "interrupted"
 
 
-def test_ctrl_c_in_the_first_step_aborts_because_nothing_can_be_saved(small: Path, work_dir: Path) -> None:
-    wait = fault_in_batch(load_recipe(small), "wait", 0, 3)
+def test_ctrl_c_in_the_last_step_saves_and_a_rerun_finishes_the_run(small: Path, work_dir: Path) -> None:
+    wait = fault_in_batch(load_recipe(small), "wait", 39, 3)
     with start_training(small, work_dir, faults=[wait]) as training:
         training.wait_until_injected(wait)
         training.send_signal(signal.SIGINT)
+        training.wait_until(lambda: "finishing step 40" in training.output(), "the message, during the step")
+        training.resume_waiting()
         assert training.end() == INTERRUPTED_STATUS, training.output()
         (line,) = training.error_lines()
-        assert "from step 0 (0 steps lost)" in line
-    assert RunDir(training.run).checkpoints() == []
+        assert "Ctrl-C" in line and "resumes" not in line
+    assert newest_step(training.run) == 40
+    assert read_events(training.run)[-1]["event"] == "interrupted"
+    train(load_recipe(small))
+    assert read_events(training.run)[-1]["event"] == "done"
 
 
 def test_signal_during_a_checkpoint_completes_it_and_saves_another(small: Path, work_dir: Path) -> None:

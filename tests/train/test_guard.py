@@ -33,7 +33,7 @@ from tinyllama.data.batches import batch_index_for_step
 from tinyllama.errors import REQUEUE_STATUS, RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike
 from tinyllama.train.loop import train
 from tinyllama.train.resume import roll_back
@@ -140,7 +140,7 @@ def test_rollbacks_are_recorded_in_order_and_stale_ones_dropped(tmp_path: Path) 
     second = {"batches": [7], "checkpoint": 5, "step": 6, "reason": "loss inf"}
     write_json(run.rollbacks_path, [first, second])
     assert run.rollbacks() == [first, second]
-    assert run.skipped_batches() == {3, 4, 7}
+    assert batches_of(run.rollbacks()) == {3, 4, 7}
     discard_stale_rollbacks(run)
     assert run.rollbacks() == [first]
 
@@ -303,7 +303,7 @@ def test_watchdog_ends_a_hanging_process() -> None:
     assert (done.returncode, done.stdout) == (1, "ready\nhang 0.5\n")
 
 
-def test_blocked_process_answers_ctrl_c_and_ends_soon_after_a_stop_signal() -> None:
+def test_blocked_process_reports_ctrl_c_and_ends_soon_after_a_stop_signal() -> None:
     command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

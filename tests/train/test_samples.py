@@ -1,6 +1,5 @@
 """Samples: readable prompts from the validation text, and completions that leave the model and its code unchanged."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,15 @@ def test_default_prompts_begin_validation_documents_of_different_sources(small: 
     assert set.union(*sources) == {"modules", "lines"} and all(sources)
 
 
-def test_prompts_from_ends_of_documents_skip_the_first_word(small: Path) -> None:
-    tails = {f"data.sources.{name}.holdout": "tail" for name in ("modules", "lines")}
-    recipe = load_recipe(small, **{"train.sample_prompts": None}, **tails)
-    store, tokenizer = TokenStore.open(small / "store"), Tokenizer.load(small / "tokenizer")
-    splits = [store[f"{name}/validation"] for name in recipe.data.sources]
-    texts = [tokenizer.decode(document) for split in splits for document in documents_of(split)]
+def test_default_prompts_from_tails_begin_with_a_complete_line_or_word(small: Path) -> None:
+    recipe = load_recipe(small, **{"train.sample_prompts": None, "data.sources.lines.holdout": "tail"})
+    tokenizer, store = Tokenizer.load(small / "tokenizer"), TokenStore.open(small / "store")
+    lines = [tokenizer.decode(document) for document in documents_of(store["lines/validation"])]
     prompts = sample_prompts(recipe, store, tokenizer)
-    assert len(prompts) == 3
-    for prompt in prompts:
-        assert any(re.fullmatch(r"\S*\s+", text.partition(prompt)[0]) for text in texts if prompt in text), prompt
+    found = [(text, text.index(prompt)) for prompt in prompts for text in lines if prompt in text]
+    assert found
+    assert all(text[start - 1] in "\n " for text, start in found if start)
+    assert all(start for _, start in found)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +56,11 @@ def test_prompts_from_ends_of_documents_skip_the_first_word(small: Path) -> None
         ("\u8a9e" * 39 + "\ufffd" + "\u8a9e" * 100, None),
         ("text that stops at \x1b[31m a control character", None),
         ("only a few words", None),
+        ("abc" + " " * 100 + "word " * 30, None),
+        ("A title of twenty and more\r\nand a text that follows the title.", "A title of twenty and more"),
+        ("\u8a9e" * 10 + "\u3000" + "\u8a9e" * 189, "\u8a9e" * 10 + "\u3000" + "\u8a9e" * 49),
     ],
-    ids=["line", "words", "no space", "broken character", "control character", "short"],
+    ids=["line", "words", "no space", "broken character", "control character", "short", "blanks", "CRLF", "wide space"],
 )
 def test_prompts_are_readable_and_end_with_a_line_or_word(text: str, expected: str | None) -> None:
     assert _beginning(text) == expected

@@ -99,7 +99,8 @@ def parse_command(arguments: list[str]) -> Callable[[], int | None]:
         return _print_overview
     name = _command_name(arguments)
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, [*COMMANDS, "version", "help"], n=1)
+        known = [*COMMANDS, "version", "help"]
+        close = difflib.get_close_matches(name, known, n=1) or [other for other in known if other.startswith(name)]
         raise InputError(
             f"{name}: no such command; " + (f"did you mean {close[0]}?" if close else "see tinyllama --help")
         )

@@ -122,7 +122,7 @@ def inspect(
         tinyllama inspect runs/mine --step 1000 --row 3
 
     Args:
-        store: Folder of the store, or of a run that was trained on it.
+        store: Folder of the store, or of a run that was trained on it, or the recipe's file.
         verify: Check every hash, and list damaged, missing and unexpected files.
         samples: Number of sample documents per source.
         recipe: Recipe of the training run whose sequence is traced; for a run, the run's own recipe.

@@ -49,7 +49,7 @@ def command_help(name: str, description: Description, recipe: Recipe | None, wit
     yield from _table(row for row in _GENERAL if recipe or row[0] != "--help-all")
     if recipe:
         yield ""
-        yield from _all_fields(recipe) if with_fields else _field_groups(name, description)
+        yield from _all_fields(recipe, description) if with_fields else _field_groups(name, description)
 
 
 def positional_rows(name: str, description: Description) -> Iterator[tuple[str, str]]:
@@ -74,9 +74,8 @@ def _flag_row(argument: Argument) -> tuple[str, str]:
 
 def _field_groups(name: str, description: Description) -> Iterator[str]:
     yield "recipe fields:"
-    own = {argument.name for argument in description.arguments}
     for field, info in Recipe.model_fields.items():
-        if f"--{field.replace('_', '-')}" in own:
+        if is_own_flag(field, description):
             continue
         flag = f"--{field}.FIELD" if _is_part(info.annotation) else f"--{field}"
         yield from _table([(f"{flag} VALUE", info.description or "")])
@@ -85,13 +84,22 @@ def _field_groups(name: str, description: Description) -> Iterator[str]:
     yield from textwrap.wrap(f"{words} lists all fields with the recipe's values.", _width())
 
 
+def is_own_flag(field: str, description: Description) -> bool:
+    """Return whether the flag of a recipe's field is an option of the command itself, such as `--vocab-size`."""
+    return any(argument.name == f"--{field.replace('_', '-')}" for argument in description.arguments)
+
+
 def _is_part(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, RecipeModel)
 
 
-def _all_fields(recipe: Recipe) -> Iterator[str]:
+def _all_fields(recipe: Recipe, description: Description) -> Iterator[str]:
     yield f"recipe fields, with the values of {recipe.name}:"
-    yield from _table((f"--{field} {_as_flag(value)}", text) for field, value, text in recipe_fields(recipe))
+    yield from _table(
+        (f"--{field} {_as_flag(value)}", text)
+        for field, value, text in recipe_fields(recipe)
+        if not is_own_flag(field, description)
+    )
 
 
 def recipe_fields(part: RecipeModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -74,15 +74,18 @@ def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: b
     The outputs are compared with those of the checkpoint. The exit status is 1 if a check fails.
 
     Examples:
-        tinyllama verify runs/mine/releases/step-00002000
+        tinyllama verify runs/mine
         tinyllama verify runs/mine/releases/step-00002000 --json
 
     Args:
-        release: Folder of the release.
+        release: Folder of the release, or of a run, whose newest release is verified.
         json: Print the checks as JSON.
     """
     from tinyllama.release.verify import format_checks, verify_release
+    from tinyllama.runs.run_dir import ReleaseDir, RunDir
 
+    if not ReleaseDir(release).exists and (releases := RunDir(release).releases.releases()):
+        release = releases[-1][0].path
     with translate_damage_errors(release), stdout_to_stderr(json):
         checks = verify_release(release)
     passed = all(check.passed for check in checks)

@@ -7,16 +7,16 @@ from tinyllama.formatting import echo
 from tinyllama.progress import is_quiet
 from tinyllama.runs.run_dir import RunDir
 
-_CONTINUES = "rerun the same command, it continues with the unfinished stage"
+_CONTINUES = "rerun the same command to continue with the unfinished stage"
 _STARTS_AGAIN = "nothing was saved; rerun the same command"
 AFTER_INTERRUPTION = {
     "demo": _CONTINUES,
     "run": _CONTINUES,
     "tokenizer train": _STARTS_AGAIN,
-    "prepare": "rerun the same command, it continues with the unfinished files",
-    "train": "rerun the same command",
+    "prepare": "rerun the same command to continue with the unfinished files",
+    "train": "rerun the same command to resume",
     "evaluate": _STARTS_AGAIN,
-    "release": "rerun the same command, it makes an unfinished release again",
+    "release": "rerun the same command to make the unfinished release again",
 }
 """Remedy after Ctrl-C, by command; the other commands have no progress to lose."""
 

@@ -37,7 +37,7 @@ def runs(folder: Positional[Annotated[Path, arg(metavar="FOLDER")]] = Path("runs
 def watch(
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...")]] = (),
     port: int | None = None,
-    open_browser: bool = True,
+    browser: bool = True,
 ) -> None:
     """Serve the report of a run as a live page on this machine.
 
@@ -45,16 +45,16 @@ def watch(
 
     Examples:
         tinyllama watch
-        tinyllama watch runs/mine runs/other --port 8100 --no-open-browser
+        tinyllama watch runs/mine runs/other --port 8100 --no-browser
 
     Args:
         runs: Folders of runs: the first is shown, compared with the others; by default the newest run in `runs`.
         port: Port of the page; a free one by default.
-        open_browser: Do not open the page in a browser.
+        browser: Do not open the page in a browser.
     """
     from tinyllama.report.live import watch as serve
 
-    serve(runs, port, open_browser)
+    serve(runs, port, browser)
 
 
 def report(

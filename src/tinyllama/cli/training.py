@@ -61,7 +61,7 @@ def init(
     """Write a recipe for your folders and files.
 
     The command reads the beginnings of the files, finds their formats and text fields, measures this machine, and
-    chooses the sizes. The recipe's comments give the reasons. `tinyllama run` then does the rest.
+    chooses the sizes. The recipe's comments give the reasons. `tinyllama run` then runs all stages.
 
     Examples:
         tinyllama init docs
@@ -75,7 +75,7 @@ def init(
     """
     from tinyllama.drafting.show import init as write_recipe
 
-    write_recipe([str(path) for path in paths], minutes, output, force)
+    echo_next(Recipe.load(write_recipe([str(path) for path in paths], minutes, output, force)).command("run"))
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:

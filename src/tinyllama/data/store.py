@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +67,11 @@ class StoredDocument:
 
 
 class Split:
-    """One split of one source, as one long array of tokens."""
+    """One split of one source, as one long array of tokens.
+
+    `split[i]` has the token ids of document i. `len(split)` is the number of documents, and iteration yields them in
+    order.
+    """
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
         self.folder, self.dtype = folder, dtype
@@ -92,10 +96,7 @@ class Split:
         return self.read(self.ends[shard] + start, self.ends[shard] + end)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        for shard, first in enumerate(self.ends[:-1]):
-            ends = self._numbers(shard, ".documents").tolist()
-            for start, end in pairwise([0, *ends]):
-                yield self.read(first + start, first + end)
+        return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
         return f"Split({self.folder}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
@@ -202,7 +203,7 @@ class Split:
 
 
 class TokenStore:
-    """A finished token store; `store["slimpajama/train"]` returns a `Split`."""
+    """A finished token store; `store["slimpajama/train"]` returns a `Split`. Iteration yields the splits' names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

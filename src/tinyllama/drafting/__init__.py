@@ -1,4 +1,4 @@
 """Drafting of a recipe: `survey` looks at files, `sources` groups them, `sizes` chooses sizes, `draft` writes.
 
-Nothing is asked: every choice has a rule, and the recipe's comments state the rule and the figures.
+Every choice follows a rule, without questions to the user. The recipe's comments state the rules and the figures.
 """

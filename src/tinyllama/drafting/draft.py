@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinyllama.drafting.sizes import (
     MAX_EPOCHS,
     MIN_HELD_OUT_DOCUMENTS,
     SHAPES,
+    Shape,
     Sizes,
     choose_sizes,
     sizes_of,
@@ -27,10 +29,11 @@ from tinyllama.drafting.sizes import (
 from tinyllama.drafting.sources import DraftSource, draft_sources
 from tinyllama.drafting.survey import SkippedFile, survey
 from tinyllama.errors import InputError
-from tinyllama.formatting import format_bytes, format_count, format_duration, visible
+from tinyllama.formatting import echo, format_bytes, format_count, format_duration, visible
 from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.prepare.sources import split_suffixes
+from tinyllama.progress import is_quiet
 from tinyllama.recipe import Recipe, bundled_recipes
 from tinyllama.recipe.loading import parse_yaml
 from tinyllama.text import to_str
@@ -43,7 +46,7 @@ _FIRST_VOCAB_SIZE, _FIRST_BYTES_PER_TOKEN = 4096, 3.5  # before the first tokeni
 _MAX_MEASUREMENTS = 2
 _TRIAL_BYTES = 2_000_000
 _TRIAL_SHARE = 0.8  # of the text: the tokenizer of the recipe sees no validation text
-_TRIAL_FILES = 64  # per source, the number that `tokenizer train` reads
+_TRIAL_FILES = 64  # per source
 _MIN_TEXT_BYTES = 2_000
 _MICRO_BATCH_TOKENS = 8192
 _MAX_VALIDATION_SEQUENCES = 512
@@ -52,7 +55,7 @@ _CHECKPOINT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe, and what led to it."""
+    """A drafted recipe, with its sources, the unused files and the reasons."""
 
     recipe: Recipe
     text: str
@@ -60,21 +63,18 @@ class Draft:
     sources: list[DraftSource]
     skipped: list[SkippedFile]
     reasons: dict[str, str]
-    """Reason of each choice, by the field's last name."""
+    """Reason of each choice, by the last part of the field's name."""
 
 
-def draft_recipe(
-    paths: Sequence[str], minutes: float, describe_machine: Callable[[], Machine], file: str | None = None
-) -> Draft:
+def draft_recipe(paths: Sequence[str], minutes: float, describe_machine: Callable[[], Machine], file: Path) -> Draft:
     """Look at folders and files, and return a recipe whose training takes about `minutes` on a machine.
 
-    `file` is the path of the recipe, by default NAME.yaml. Raises InputError if the files contain too little text, and
-    the same errors as `survey` and `draft_sources`.
+    `file` is the path of the recipe, from which the name of the run is derived. Raises InputError if the files contain
+    too little text, if no model fits into memory, and the same errors as `survey` and `draft_sources`.
     """
     if not 0 < minutes < 1e7:
         raise InputError(f"--minutes {minutes:g}: out of range; give a number of minutes such as 10")
-    surveys = survey(paths)
-    sources, left_out = draft_sources(surveys)
+    sources, skipped = draft_sources(survey(paths, file))
     text_bytes = sum(source.text_bytes for source in sources)
     if text_bytes < _MIN_TEXT_BYTES:
         found, least = format_bytes(text_bytes), format_bytes(_MIN_TEXT_BYTES)
@@ -87,10 +87,10 @@ def draft_recipe(
     fraction = validation_fraction_for(text_bytes)
     unique_tokens = text_bytes * (1 - fraction) / bytes_per_token
     shortest = min(source.text_bytes for source in sources) * fraction / bytes_per_token / 2
-    name = _free_name(paths[0])
+    name = _free_name(file.stem)
     about = {
         "paths": _comment(shlex.join(paths)),
-        "file": _comment(file or f"{name}.yaml"),
+        "file": _comment(shlex.quote(str(file))),
         "name": name,
         "quoted_name": _scalar(name),
         "vocab_size": vocab_size,
@@ -110,27 +110,41 @@ def draft_recipe(
         reasons.update(_size_reasons(sizes, speed, minutes, vocab_size))
         return _render(about | {"reasons": reasons}, sizes, speed, machine)
 
-    sizes, speed = choose_sizes(flops, vocab_size, unique_tokens, shortest), 1.0
+    def fits(shape: Shape) -> bool:
+        recipe = recipe_for(sizes_of(shape, flops, vocab_size, unique_tokens, shortest), 1.0)[1]
+        return largest_micro_batch(recipe, vocab_size, machine.hardware) > 0
+
+    shapes = list(takewhile(fits, SHAPES))
+    if not shapes:
+        memory = format_bytes(machine.hardware.memory_bytes)
+        raise InputError(f"init: no model fits into {memory} of memory; use a machine with more memory")
+    sizes, speed = choose_sizes(flops, vocab_size, unique_tokens, shortest, shapes), 1.0
     for _ in range(_MAX_MEASUREMENTS):
+        measured, model = sizes.shape, sizes.shape.model
+        if not is_quiet():
+            echo("measuring the speed of this machine …", to_stderr=True)
         speed = machine.measure(recipe_for(sizes, speed)[1], vocab_size)
-        model = sizes.shape.model
         flops = speed * seconds * flops_per_token(model, vocab_size, model.context_length)
-        better = choose_sizes(flops, vocab_size, unique_tokens, shortest)
-        if better.shape.model.dim == model.dim:
+        sizes = choose_sizes(flops, vocab_size, unique_tokens, shortest, shapes)
+        if sizes.shape.model.dim == model.dim:
             break
-        sizes = better
-    shape = next(shape for shape in SHAPES if shape.model.dim == model.dim)
-    sizes = sizes_of(shape, flops, vocab_size, unique_tokens, shortest)
-    text, recipe = recipe_for(sizes, speed)
-    skipped = [*(one for found in surveys for one in found.skipped), *left_out]
+    text, recipe = recipe_for(sizes_of(measured, flops, vocab_size, unique_tokens, shortest), speed)
     return Draft(recipe, text, sources, skipped, reasons)
 
 
-def _free_name(path: str) -> str:
-    """Return a name for the run, from the name of a folder or file, that no bundled recipe and no run has."""
-    name = Path(path).absolute().name
-    name = split_suffixes(name)[0] if Path(path).is_file() else name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "mine"
+def default_file(path: str) -> Path:
+    """Return the file for the recipe of a folder or file: its name with the ending .yaml, in the working directory."""
+    name = Path(path).name if Path(path).name not in ("", "..") else Path(path).resolve().name
+    return Path(f"{_valid_name(split_suffixes(name)[0] if Path(path).is_file() else name)}.yaml")
+
+
+def _valid_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "mine"
+
+
+def _free_name(stem: str) -> str:
+    """Return a name for the run, from the name of the recipe's file, that no bundled recipe and no run has."""
+    name = _valid_name(stem)
     taken = [name, *(f"{name}-{number}" for number in range(2, 1000))]
     return next(one for one in taken if one not in bundled_recipes() and not Path("runs", one).exists())
 
@@ -155,15 +169,16 @@ def _source_fields(source: DraftSource, text_bytes: float, fraction: float) -> d
         "path": json.dumps(source.path, ensure_ascii=False),
         "weight": float(f"{max(1e-6, source.text_bytes / text_bytes):.3g}"),
         "field": source.field and json.dumps(source.field, ensure_ascii=False),
+        "other_fields": _comment(", ".join(source.other_fields)),
         "separator": source.separator and json.dumps(source.separator),
         "has_tail": source.num_documents * fraction < MIN_HELD_OUT_DOCUMENTS and not source.separator,
     }
 
 
 def _render(fields: dict[str, Any], sizes: Sizes, speed: float, machine: Machine) -> tuple[str, Recipe]:
-    """Return the recipe's text, and the recipe with a micro-batch that fits into memory.
+    """Return the recipe's text, and the recipe with the largest micro-batch that fits into memory, or one sequence.
 
-    `speed` is in tokens per second. Raises InputError if the smallest micro-batch does not fit into memory.
+    `speed` is in tokens per second.
     """
     length = sizes.shape.model.context_length
     checkpoint_steps = round(_CHECKPOINT_SECONDS * speed / (sizes.batch_sequences * length))
@@ -227,7 +242,10 @@ def _bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
 
 
 def _trial_texts(sources: Sequence[DraftSource]) -> Iterator[str]:
-    """Yield the beginnings of documents of each source, of the files that `tokenizer train` would read."""
+    """Yield documents from the beginnings of evenly spaced files of each source.
+
+    `tokenizer train` reads more: its sample comes from the complete files.
+    """
     total = sum(source.text_bytes for source in sources)
     for source in sources:
         budget = min(_TRIAL_BYTES * source.text_bytes / total, _TRIAL_SHARE * source.text_bytes)

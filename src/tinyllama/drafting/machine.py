@@ -1,5 +1,6 @@
-"""What a drafted recipe needs to know about this machine: speed, memory, precision and installed libraries."""
+"""Properties of this machine on which a drafted recipe depends: speed, memory, precision and installed libraries."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -7,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, warn_once
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, native_precision, spec_for_device
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.measure import measure_speed
@@ -59,7 +60,14 @@ def _hardware() -> tuple[HardwareSpec, str]:
 
 
 def measured_tokens_per_second(recipe: Recipe, vocab_size: int) -> float:
-    """Measure a few layers of a recipe's model on this machine, and return its training speed in tokens per second."""
+    """Measure a few layers of a recipe's model on this machine, and return its training speed in tokens per second.
+
+    Prints a warning if other programs use the processor.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 2:
+        problem = f"the load average is {load:.1f} on {cores} cores, so the measured speed is probably too low"
+        warn_once(f"init: {problem}; run the command again when other programs have ended")
     micro_batch, update, _ = measure_speed(recipe, vocab_size, 1)
     train = recipe.train
     micro_batches = train.batch_sequences / train.effective_micro_batch_size(1)

@@ -6,6 +6,7 @@ repetitions help less and less (Muennighoff et al. 2023, arXiv:2305.16264).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyllama.model.flops import flops_per_token, num_parameters
@@ -100,13 +101,19 @@ def predicted_loss(parameters: float, tokens: float) -> float:
     return 1.69 + 406.4 * math.pow(parameters, -0.34) + 410.7 * math.pow(tokens, -0.28)
 
 
-def choose_sizes(flops: float, vocab_size: int, unique_tokens: float, shortest_validation: float = math.inf) -> Sizes:
+def choose_sizes(
+    flops: float,
+    vocab_size: int,
+    unique_tokens: float,
+    shortest_validation: float = math.inf,
+    shapes: Sequence[Shape] = SHAPES,
+) -> Sizes:
     """Return the sizes with the lowest predicted loss for a number of FLOPs and an amount of text in tokens.
 
-    Only models with at least one token per parameter are compared, or the smallest model. See `sizes_of` for
-    `shortest_validation`.
+    Only models of `shapes` with at least one token per parameter are compared, or the smallest model. See `sizes_of`
+    for `shortest_validation`.
     """
-    choices = [sizes_of(shape, flops, vocab_size, unique_tokens, shortest_validation) for shape in SHAPES]
+    choices = [sizes_of(shape, flops, vocab_size, unique_tokens, shortest_validation) for shape in shapes]
     sizes = {num_parameters(choice.shape.model, vocab_size): choice for choice in choices}
     allowed = [count for count, one in sizes.items() if one.tokens >= _MIN_TOKENS_PER_PARAMETER * count]
     return sizes[min(allowed or [min(sizes)], key=lambda count: predicted_loss(count, sizes[count].tokens))]

@@ -9,9 +9,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
-from tinyllama.drafting.survey import Format, FoundFile, SkippedFile, Survey, is_known_text
+from tinyllama.drafting.file_names import is_known_text
+from tinyllama.drafting.survey import Format, FoundFile, SkippedFile, Survey, skipped_lines
 from tinyllama.errors import InputError
 from tinyllama.prepare.sources import COMPRESSIONS, check_sources_disjoint, is_read, list_files, split_suffixes
 from tinyllama.recipe import Source
@@ -50,6 +52,11 @@ class DraftSource:
         return self.files[0].field
 
     @property
+    def other_fields(self) -> tuple[str, ...]:
+        """Other fields or columns with text, which are not used."""
+        return self.files[0].other_fields
+
+    @property
     def size(self) -> int:
         """Size of its files in bytes."""
         return sum(file.size for file in self.files)
@@ -76,26 +83,30 @@ class DraftSource:
 
 
 def draft_sources(surveys: Sequence[Survey]) -> tuple[list[DraftSource], list[SkippedFile]]:
-    """Return the sources for surveyed files, the largest first, and the files with text that no source reads.
+    """Return the sources for surveyed files, the largest first, and the files that no source uses.
 
-    Raises InputError if no glob separates the files from a file at which `prepare` would stop, or if `prepare` would
-    refuse the sources, for example because of two copies of a file.
+    Raises InputError if there is no file with text, if no glob separates the files from a file at which `prepare` would
+    stop, or if `prepare` would refuse the sources, for example because of two copies of a file.
     """
-    skipped: list[SkippedFile] = []
+    skipped = [file for one in surveys for file in one.skipped]
     drafts = [draft for one in surveys for draft in _draft_folder(one, skipped)]
+    if not drafts:
+        reasons = f" ({'; '.join(skipped_lines(skipped))})" if skipped else ", because there is no file"
+        paths = " ".join(one.root or "." for one in surveys)
+        raise InputError(f"{paths}: no file with text{reasons}; give other files")
     drafts.sort(key=lambda draft: (-draft.text_bytes, draft.path))
     least = min(_MIN_SOURCE_BYTES, _MIN_SOURCE_SHARE * sum(draft.text_bytes for draft in drafts))
     kept = [draft for draft in drafts if draft.text_bytes >= least]
-    left_out = (file for draft in drafts if draft.text_bytes < least for file in draft.files)
-    skipped += [SkippedFile(file.path, "little text compared with the rest") for file in left_out]
-    names = Counter[str]()
-    for place, draft in enumerate(kept):
-        names[draft.name] += 1
-        if names[draft.name] > 1:
-            kept[place] = replace(draft, name=f"{draft.name}-{names[draft.name]}")
-    sources = {draft.name: draft.as_source() for draft in kept}
+    dropped = (file for draft in drafts if draft.text_bytes < least for file in draft.files)
+    skipped += [SkippedFile(file.path, "little text compared with the rest") for file in dropped]
+    named: dict[str, DraftSource] = {}
+    for draft in kept:
+        names = chain([draft.name], (f"{draft.name}-{number}" for number in count(2)))
+        name = next(name for name in names if name not in named)
+        named[name] = replace(draft, name=name)
+    sources = {name: draft.as_source() for name, draft in named.items()}
     check_sources_disjoint(sources, {name: list_files(name, source) for name, source in sources.items()})
-    return kept, skipped
+    return list(named.values()), skipped
 
 
 def _draft_folder(survey: Survey, skipped: list[SkippedFile]) -> list[DraftSource]:
@@ -111,13 +122,13 @@ def _draft_folder(survey: Survey, skipped: list[SkippedFile]) -> list[DraftSourc
             groups[file.format, file.field, file.saved_dataset or (file.path if is_foreign else "")].append(file)
     refused = {file.path: file.reason for file in survey.skipped if file.is_refused}
     drafts = []
-    for (format, field, place), files in groups.items():
+    for (format, field, part), files in groups.items():
         own = {file.path for file in files}
         others = refused | {file.path: "text of another source" for file in survey.found if file.path not in own}
-        parts = [(place, files)] if files[0].saved_dataset else cover(survey, files, others)
-        kind = Path(place).stem or ("" if format == "text" else field or format)
+        parts = [(part, files)] if files[0].saved_dataset else cover(survey, files, others)
+        kind = Path(part).stem or ("" if format == "text" else field or format)
         name = _source_name(_base_name(survey), kind if len(groups) > 1 else "")
-        drafts += [_with_splits(DraftSource(name, path, tuple(covered))) for path, covered in parts]
+        drafts += [_with_hub_format(DraftSource(name, path, tuple(covered))) for path, covered in parts]
     return drafts
 
 
@@ -135,7 +146,7 @@ def _source_name(*parts: str) -> str:
 
 
 def _without_rare_names(survey: Survey, skipped: list[SkippedFile]) -> list[FoundFile]:
-    """Return the text files, except those with an ending that is rare here or mostly that of files without text."""
+    """Return the text files, except those with an unknown ending that is rare here or mostly that of other files."""
     texts = [file for file in survey.found if file.format == "text"]
     if not survey.is_folder:
         return texts
@@ -148,7 +159,7 @@ def _without_rare_names(survey: Survey, skipped: list[SkippedFile]) -> list[Foun
     kept = []
     for pattern, files in groups.items():
         is_rare = not is_known_text(files[0].path) and sizes[pattern] < _MIN_ENDING_SHARE * sum(sizes.values())
-        if len(files) < others[pattern]:
+        if not is_known_text(files[0].path) and len(files) < others[pattern]:
             skipped += [SkippedFile(file.path, "text, but most files with this ending are not") for file in files]
         elif is_rare or pattern in largest[_MAX_NAMES:]:
             skipped += [SkippedFile(file.path, "little text compared with the rest") for file in files]
@@ -162,10 +173,9 @@ def cover(
 ) -> list[tuple[str, Sequence[FoundFile]]]:
     """Return paths, each with its files, that together name all `files` and none of `others`.
 
-    `others` has the reason for each path.
-    The first path is a glob of the endings that none of `others` has. Files with other endings follow: in one glob if
-    they are in other subfolders than `others`, else by their names, with one path per folder. Raises InputError if
-    these paths are more than _MAX_PARTS.
+    `others` has the reason for each path. The first path is a glob of the endings that none of `others` has. Files with
+    other endings follow: in one glob if they are in other subfolders than `others`, else by their names, with one path
+    per folder. Raises InputError if these paths are more than _MAX_PARTS.
     """
     patterns = {_pattern_of(file.path) for file in files}
     rivals = [path for path in others if _pattern_of(path) in patterns]
@@ -228,7 +238,7 @@ def _join(folder: str, *patterns: str) -> str:
     return "/".join([*([escaped] if folder else []), *patterns])
 
 
-def _with_splits(draft: DraftSource) -> DraftSource:
+def _with_hub_format(draft: DraftSource) -> DraftSource:
     """Return a source of rows in the format `huggingface`, if names of its files are those of splits."""
     if draft.format == "text" or draft.files[0].saved_dataset:
         return draft

@@ -99,7 +99,8 @@ def evaluate_and_save(
         evaluation = evaluate(folder, tasks, **options, precision=precision, ranks=ranks)
     if not ranks.is_main:
         return None
-    evaluation, path = replace(evaluation, model=source), _evaluation_path(source, folder)
+    name = source if Path(source).name else Path.cwd().name  # `.` alone would name no model
+    evaluation, path = replace(evaluation, model=name), _evaluation_path(source, folder)
     evaluation.merged_with(path).save(path)
     return evaluation, path
 
@@ -113,7 +114,7 @@ def check_tasks(names: Sequence[str]) -> None:
 
 
 def available_tasks(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the tasks that this machine can score, and one line with the reason if there is none, or per other task.
+    """Return the tasks that this machine can score, and a reason for each other task, or one reason for all tasks.
 
     The items of a task are loaded unless they are installed, so the hub's items are downloaded. Raises InputError if
     lm-eval does not know a name.

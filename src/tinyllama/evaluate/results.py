@@ -137,7 +137,8 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
             yield f"{task}: " + ", ".join(f"{name} {task_score(row, name)}" for name in names)
     for task, count in evaluation.shortened.items():
         yield f"{task}: {count} requests were truncated on the left, because they exceed the model's context length"
-    if "hellaswag" in evaluation.rows:
+    hellaswag = evaluation.rows.get("hellaswag")
+    if hellaswag and hellaswag.get("items") == hellaswag.get("total_items"):  # scores of some items are not comparable
         scores = (f"{b.name} ({format_count(b.tokens)} tokens) {b.hellaswag}" for b in PUBLISHED_BASELINES)
         yield f"published HellaSwag acc_norm (all items): {', '.join(scores)}"
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch.nn.attention import sdpa_kernel
 
 from tinyllama.errors import InputError
 from tinyllama.model.attention import INFERENCE_KERNELS
-from tinyllama.model.llama import Llama
+from tinyllama.model.llama import Llama, check_ids
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -34,13 +35,10 @@ class Sampling:
     seed: int = 0
     """Random seed."""
 
-    def __repr__(self) -> str:
-        changed = (
-            f"{one.name}={getattr(self, one.name)}" for one in fields(self) if getattr(self, one.name) != one.default
-        )
-        return f"Sampling({', '.join(changed)})"
-
     def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if not (isinstance(number, Real) or (name == "top_k" and number is None)):
+                raise InputError(f"{name}: {number!r} is of type {type(number).__name__}; give a number")
         limits: dict[str, tuple[float, bool, str]] = {
             "temperature": (self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0, such as 0.8"),
             "top_k": (self.top_k or 0, self.top_k is None or self.top_k >= 1, "a number of tokens of at least 1"),
@@ -80,9 +78,7 @@ def generate(
         raise InputError(
             f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
-    if max(prompt) >= model.vocab_size:
-        problem = f"the id {max(prompt)} is not in the model's vocabulary of {model.vocab_size:,} tokens"
-        raise InputError(f"prompt: {problem}; use the model's own tokenizer")
+    check_ids(torch.tensor([prompt]), model.vocab_size, context)
     device = model.device
     random = torch.Generator(device).manual_seed(sampling.seed)
     caches = model.new_caches(1, context)

@@ -268,11 +268,11 @@ class Llama(nn.Module):
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens.
 
-        Raises InputError if `ids` has another type or shape, an id beyond the vocabulary (only checked on the CPU), or
-        together with the cached tokens more tokens than the context.
+        Raises InputError if `ids` has another type or shape, if an id is outside the vocabulary (checked only on the
+        CPU), or if the cached tokens and `ids` exceed the context.
         """
         if not torch.compiler.is_compiling():  # the values are unknown, and a limit would restrict the compiled shapes
-            _check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)
+            check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)
         return self.logits(self.hidden_states(ids, caches))
 
     def next_logits(self, ids: Tensor, caches: list[KVCache]) -> Tensor:
@@ -295,7 +295,7 @@ class Llama(nn.Module):
         return [KVCache(empty(), empty()) for _ in self.blocks]
 
 
-def _check_ids(ids: object, vocab_size: int, context_length: int, cached: int) -> None:
+def check_ids(ids: object, vocab_size: int, context_length: int, cached: int = 0) -> None:
     """Raise InputError if `ids` cannot be the input of a model; see `Llama.forward`."""
     if not isinstance(ids, Tensor):
         raise InputError(f"ids: a {type(ids).__name__}; give a tensor [batch, time], such as torch.tensor([[1, 2, 3]])")

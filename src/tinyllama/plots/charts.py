@@ -27,7 +27,7 @@ _LINE_STYLES = ("--", "-.", ":")
 
 _SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
 """Settings that disable axis offsets, and math text, which would hide dollar signs in names."""
-_MAX_MARKERS = 60
+MAX_MARKERS = 60
 """Maximum number of points for which a line has markers."""
 
 
@@ -74,7 +74,7 @@ def _draw_loss(figure: Figure, curves: Mapping[str, Curve]) -> None:
     axes.plot(*min_max_envelope(raw), color=TRAINING, alpha=0.5, linewidth=0.8, label="training, every step")
     axes.plot(raw.tokens, running_mean(raw), color=TRAINING, linewidth=1.8, label="training, running mean")
     if len(validation):
-        marker = "o" if len(validation) <= _MAX_MARKERS else ""
+        marker = "o" if len(validation) <= MAX_MARKERS else ""
         style: dict[str, Any] = {"linewidth": 1.6, "marker": marker, "markersize": 4}
         axes.plot(validation.tokens, validation.mean, color=VALIDATION, label="validation", **style)
     _style_axes(axes)

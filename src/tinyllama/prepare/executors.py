@@ -72,7 +72,8 @@ _worker_job: Job
 def _init_worker(job: Job) -> None:
     global _worker_job  # noqa: PLW0603 - a pool's worker has no other place for shared data
     _worker_job = job
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # which end a worker without a traceback
+        signal.signal(number, signal.SIG_DFL)
     set_parent_death_signal()
 
 

@@ -57,7 +57,7 @@ def find_files(
         with translate_read_errors(path):
             _filesystem(path).invalidate_cache()
     else:
-        path = str(Path(re.sub("^(file|local)://", "", path)))
+        path = str(Path(_without_scheme(path)))
     kind = _stat_kind(path)
     found: dict[str, tuple[str, ...]] = {}
     if kind == "file":
@@ -169,18 +169,33 @@ def canonical_path(path: str) -> str:
     """Return a path that is the same for all spellings of a file's path and all symbolic links to the file."""
     if is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
+    path = _without_scheme(path)
     folder, name = os.path.split(path)
     return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"  # noqa: PTH114
 
 
-@lru_cache(maxsize=1024)
+def is_output(path: str) -> bool:
+    """Return whether a path is in the folder `runs` of the working directory, in which tinyllama writes its results."""
+    return not is_remote(path) and canonical_path(path).startswith(f"{_real_folder('runs')}/")
+
+
 def _real_folder(folder: str) -> str:
+    return _resolve(folder, os.getcwd())  # noqa: PTH109 - called for every file, and faster than Path.cwd()
+
+
+@lru_cache(maxsize=1024)
+def _resolve(folder: str, working_directory: str) -> str:
     return os.path.realpath(folder)
 
 
 def is_remote(path: str) -> bool:
     """Return whether a path is a URL of another file system than the local one."""
     return "://" in path and not path.startswith(("file://", "local://"))
+
+
+def _without_scheme(path: str) -> str:
+    """Return a local path without the scheme of a URL."""
+    return re.sub("^(file|local)://", "", path)
 
 
 def _filesystem(url: str) -> Any:

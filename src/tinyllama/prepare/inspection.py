@@ -30,11 +30,16 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 
 
 def resolve_store(path: Path) -> tuple[Path, str | None]:
-    """Return the store at a path, or the store and the recipe's path of the run at the path.
+    """Return the store at a path, or the store and the recipe's path of the run or the recipe at the path.
 
     Warns if the run's store has changed since the run was trained. Raises InputError if the run's store is missing, or
     if the run's recipe names none.
     """
+    if path.is_file():
+        recipe = Recipe.load(path)
+        if problem := TokenStore.problem(recipe.data.store):
+            raise InputError(f"{recipe.data.store}: the token store {problem}; run: {recipe.command('prepare')}")
+        return Path(recipe.data.store), str(path)
     run = RunDir(path)
     if TokenStore.exists(path) or not run.recipe_path.is_file():
         return path, None

@@ -83,7 +83,8 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
         raise InputError(f"{store}: made with {_difference(key, then, now)}; choose another store")
     if manifest["inputs"] != job.inputs:
         changed = min(dict(manifest["inputs"].items() ^ job.inputs.items()))
-        raise InputError(f"{store}: {changed} was changed, added or removed after this store was made; choose another")
+        problem = f"{changed} was changed, added or removed after this store was made"
+        raise InputError(f"{store}: {problem}; restore the file, or choose another data.store")
     for split in TokenStore.open(store).splits.values():
         for shard in split.manifest["shards"]:
             if modified := find_modified_input(store / "manifest.json", shard["inputs"]):

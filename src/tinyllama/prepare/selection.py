@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from tinyllama.errors import InputError, first_line
+from tinyllama.errors import InputError, first_line, translate_damage_errors
 from tinyllama.files import read_json
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.prepare.sources import InputFile, compression_of, file_kind, list_files, text_field
@@ -89,16 +89,21 @@ class TrainedTokenizer:
     """A tokenizer that was trained on a sample of a recipe's sources."""
 
     folder: Path
+    vocab_size: int
     sample: dict[str, SourceSample]
     text: TrainingText
 
+    def lines(self) -> Iterator[str]:
+        """Yield lines with the size of the sample by source, and of the text."""
+        for name, one in self.sample.items():
+            yield f"sample of {name}: {one.documents:,} documents, {one.text_bytes:,} bytes"
+        yield str(self.text)
+
     def __str__(self) -> str:
-        """Return the folder, and lines with the size of the sample by source."""
-        samples = (
-            f"    sample of {name}: {one.documents:,} documents, {one.text_bytes:,} bytes"
-            for name, one in self.sample.items()
+        """Return the folder, and the indented lines of `lines`."""
+        return "\n".join(
+            [f"tokenizer: {self.folder}, {self.vocab_size:,} tokens", *(f"    {line}" for line in self.lines())]
         )
-        return "\n".join([f"tokenizer: {self.folder}", *samples, f"    {self.text}"])
 
 
 def train_recipe_tokenizer(
@@ -117,7 +122,7 @@ def train_recipe_tokenizer(
     if vocab_size is None:
         vocab_size = recipe.vocab_size or _VOCAB_SIZE
     train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
-    return TrainedTokenizer(folder, sample, text)
+    return TrainedTokenizer(folder, vocab_size, sample, text)
 
 
 def _check_tokenizer_folder(recipe: Recipe, folder: Path, force: bool) -> None:
@@ -142,7 +147,9 @@ def _check_tokenizer_folder(recipe: Recipe, folder: Path, force: bool) -> None:
     if other := next((path for path in sorted(folder.glob("*")) if not path.name.startswith(SAVED_FILES)), None):
         raise InputError(f"{other}: not a tokenizer's file, so {folder} is not replaced; name another folder")
     for manifest in (Path(recipe.data.store, "manifest.json"), RunDir.of_recipe(recipe).store_manifest_path):
-        if manifest.is_file() and read_json(manifest)["tokenizer"]["digest"] == digest:
+        with translate_damage_errors(manifest):
+            is_used = manifest.is_file() and read_json(manifest)["tokenizer"]["digest"] == digest
+        if is_used:
             raise InputError(
                 f"{manifest.parent}: made with the tokenizer in {folder}; delete it before you replace the tokenizer, "
                 "or name another folder in `tokenizer`"

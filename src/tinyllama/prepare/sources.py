@@ -17,7 +17,15 @@ import pyarrow
 from tinyllama.errors import InputError
 from tinyllama.files import MAX_POINTER_BYTES, git_pointer, read_json
 from tinyllama.prepare.columnar import parquet_columns
-from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input, translate_read_errors
+from tinyllama.prepare.files import (
+    FileEntry,
+    canonical_path,
+    find_files,
+    is_output,
+    local_copy,
+    open_input,
+    translate_read_errors,
+)
 from tinyllama.prepare.json_lines import begins_multiline_json
 from tinyllama.prepare.streams import READ_ERRORS, decompress
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
@@ -47,6 +55,8 @@ _FORMAT_KINDS = {
     "huggingface": ("lines", "parquet", "csv", "arrow"),
 }
 """Kinds of files that each format reads."""
+OUTPUT = "output of tinyllama"
+"""Reason to skip a file in the folder `runs` of the working directory."""
 _LINK = "link to another file of the source"
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
@@ -129,7 +139,8 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
     """Return a source's files, sorted by path; count the other files in the source's folders in `skipped`, by reason.
 
     A folder is searched for files with the endings of the source's format. A file that `path` names, or for text a file
-    that a glob matches, is read whatever its ending.
+    that a glob matches, is read whatever its ending. Files in the folder `runs` of the working directory are skipped
+    unless `path` is in this folder: training would change the files of a source.
     Raises InputError if there is no file, if a file cannot be read or would be read twice, or if `include` or `exclude`
     names a missing folder. Raises InputError also if a folder of Starcoderdata lacks the text column.
     """
@@ -138,6 +149,10 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
     is_text = source.format == "text"
     found = find_files(source.path, lambda file: is_read(file, source.format), other_paths, takes_named=is_text)
     skipped.update(map(skip_reason, other_paths))
+    if not is_output(source.path):
+        inputs = [file for file in found if not is_output(file.path)]
+        skipped.update([OUTPUT] * (len(found) - len(inputs)))
+        found = inputs
     if source.format == "starcoderdata":
         found = _select_languages(name, source, found, skipped)
     elif source.format == "huggingface":

@@ -30,7 +30,8 @@ Part = bytes | bytearray | None
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
 """Exceptions that readers raise for a file that is damaged or does not have the expected format."""
 _LINE_END = re.compile(rb"\n")
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
+"""Size in bytes of a chunk of `iter_chunks`."""
 _XZ_BYTES = 256 << 20  # memory limit; the largest preset, 9, needs 65 MiB
 _UNLIMITED_BYTES = 1 << 20  # any file may decompress to this size, regardless of its ratio
 _PLAIN = "plain text"
@@ -151,7 +152,7 @@ def read_bytes(file: RawFile) -> bytearray | None:
 
 def open_text(file: RawFile) -> io.TextIOWrapper:
     """Open a file's decompressed bytes as text; bytes that are not UTF-8 become lone surrogates."""
-    chunks = io.BufferedReader(_ChunkReader(iter_chunks(file)), _CHUNK_BYTES)
+    chunks = io.BufferedReader(_ChunkReader(iter_chunks(file)), CHUNK_BYTES)
     return io.TextIOWrapper(chunks, "utf-8", "surrogateescape", "")
 
 
@@ -216,21 +217,21 @@ def decompress(raw: Any, compression: str | None) -> Iterator[bytes]:
         yield from _decompress_xz(raw)
         return
     stream: Any = pyarrow.CompressedInputStream(raw, compression) if compression else raw
-    while chunk := stream.read(_CHUNK_BYTES):
+    while chunk := stream.read(CHUNK_BYTES):
         yield chunk
 
 
 def _decompress_xz(raw: Any) -> Iterator[bytes]:
     """Yield the bytes of consecutive xz streams, with optional padding of zeros (section 2.2 of the format)."""
-    data = raw.read(_CHUNK_BYTES)
+    data = raw.read(CHUNK_BYTES)
     while data:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_BYTES)
         while not stream.eof:
-            if chunk := stream.decompress(data, _CHUNK_BYTES):
+            if chunk := stream.decompress(data, CHUNK_BYTES):
                 yield chunk
-            data = raw.read(_CHUNK_BYTES) if stream.needs_input and not stream.eof else b""
+            data = raw.read(CHUNK_BYTES) if stream.needs_input and not stream.eof else b""
             if stream.needs_input and not data:
                 raise EOFError("the xz stream is truncated")
         data = stream.unused_data.lstrip(b"\0")
-        while not data and (more := raw.read(_CHUNK_BYTES)):
+        while not data and (more := raw.read(CHUNK_BYTES)):
             data = more.lstrip(b"\0")

@@ -263,14 +263,16 @@ class Recipe(RecipeModel):
         """Read a recipe from a YAML file or by the name of a bundled recipe.
 
         `overrides` replaces single fields by their dotted names: `{"train.tokens": "5M"}`.
-        Raises InputError with the file, the field, the value and the remedy.
+        Raises InputError with the file or the override, the field, the value and the remedy.
         """
-        path, fields = read_fields(str(source), overrides or {})
+        fields = read_fields(str(source), overrides or {})
         try:
             recipe = cls.model_validate(fields)
         except ValidationError as error:
-            raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
-        recipe._origin = Origin(str(source), overrides or {})
+            message = format_validation_error(error, cls)
+            is_override = any(re.match(rf"{re.escape(name)}[.:]", message) for name in overrides or {})
+            raise InputError(f"--{message}" if is_override else f"{source}: {message}") from None
+        recipe._origin = Origin(str(source), dict(overrides or {}))
         return recipe
 
     def command(self, name: str) -> str:

@@ -60,8 +60,9 @@ class Source(RecipeModel):
     """File format; `huggingface` reads a data set's folder that was downloaded from the hub or saved by `datasets`."""
     path: Address
     """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
-    files and folders whose names begin with a dot. A text source reads the files that a glob matches, whatever their
-    endings. In a glob, `{a,b}` means `a` or `b`, once per folder or file name: `"docs/**/*.{md,rst}"`."""
+    files and folders whose names begin with a dot. Files in the folder `runs` of the working directory are read only
+    if the path is in it. A text source reads the files that a glob matches, whatever their endings. In a glob, `{a,b}`
+    means `a` or `b`, once per folder or file name: `"docs/**/*.{md,rst}"`."""
     weight: NonNegative
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, get_args
 
 import yaml
@@ -76,7 +77,7 @@ PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a recipe was loaded from. Origins are always equal, so that recipes with the same fields are equal."""
+    """Source and overrides of a recipe. Origins are always equal, so that recipes with the same fields are equal."""
 
     source: str = dataclasses.field(default="", compare=False)
     """File or name as the user gave it; empty for a recipe that was not loaded."""
@@ -97,8 +98,8 @@ def bundled_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_fields(source: str, overrides: Mapping[str, object]) -> tuple[Path, dict[str, Any]]:
-    """Return the path of a recipe and its fields after the overrides, without validation.
+def read_fields(source: str, overrides: Mapping[str, object]) -> dict[str, Any]:
+    """Return the fields of a recipe after the overrides, without validation.
 
     `source` is a YAML file or the name of a bundled recipe. Raises InputError if the file is not a mapping in valid
     YAML.
@@ -106,23 +107,27 @@ def read_fields(source: str, overrides: Mapping[str, object]) -> tuple[Path, dic
     path = Path(source)
     if source in bundled_recipes():
         path = Path(str(resources.files("tinyllama") / "recipes" / f"{source}.yaml"))
+    elif path.is_dir():
+        is_run = (path / "recipe.yaml").is_file()
+        remedy = f"give {path / 'recipe.yaml'}" if is_run else f"run: {shlex.join(['tinyllama', 'init', source])}"
+        raise InputError(f"{source}: a folder, not a recipe; {remedy}")
     elif not path.is_file():
         raise InputError(f"{source}: no such recipe; give a YAML file or one of {', '.join(bundled_recipes())}")
     with path.open("rb") as file:
         data = file.read(_MAX_RECIPE_BYTES + 1)
     if len(data) > _MAX_RECIPE_BYTES:
-        raise InputError(f"{path}: is larger than 1 MiB and therefore not a recipe; give a recipe's file")
+        raise InputError(f"{source}: is larger than 1 MiB and therefore not a recipe; give a recipe's file")
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not valid YAML: not UTF-8 text; save it as UTF-8") from None
-    fields = parse_yaml(text, str(path))
+        raise InputError(f"{source}: not valid YAML: not UTF-8 text; save it as UTF-8") from None
+    fields = parse_yaml(text, source)
     if not isinstance(fields, dict):
         kind = "an empty file" if fields is None else f"a YAML {type(fields).__name__}"
-        raise InputError(f"{path}: {kind}, not a mapping; write fields such as name, data, model and train")
+        raise InputError(f"{source}: {kind}, not a mapping; write fields such as name, data, model and train")
     for dotted, value in overrides.items():
         _override(fields, dotted, value)
-    return path, fields
+    return fields
 
 
 def _override(fields: dict[str, Any], dotted: str, value: object) -> None:
@@ -231,7 +236,8 @@ def format_validation_error(error: ValidationError, model: type[BaseModel]) -> s
     if problem["type"] == "extra_forbidden":
         return f"{dotted}: unknown field; {_suggest_field(place, model)}"
     if problem["type"] == "missing":
-        return f"{dotted}: missing; add it"
+        required = [name for name, field in _part(place, model).model_fields.items() if field.is_required()]
+        return f"{dotted}: missing; add it" + (f" with its fields {' and '.join(required)}" if required else "")
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted or isinstance(problem["input"], dict):
         return f"{dotted}: {message}" if dotted else message
@@ -240,13 +246,20 @@ def format_validation_error(error: ValidationError, model: type[BaseModel]) -> s
     return f"{dotted}: {abbreviated_repr(problem['input'])} {predicate[0].lower()}{predicate[1:]}"
 
 
-def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
+def _part(place: Sequence[str], model: Any) -> Any:
+    """Return the type of the field at a place in a recipe; a type without fields is replaced by `BaseModel`."""
     part: Any = model
-    for name in place[:-1]:
-        if hasattr(part, "model_fields"):
+    for name in place:
+        is_part = hasattr(part, "model_fields")
+        if is_part:
             part = part.model_fields[name].annotation
-        else:  # a key of a dict of parts, or an index of a tuple of parts
-            part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
+        if not is_part or isinstance(part, UnionType):  # an element of a dict or tuple of parts, or an optional part
+            part = next((inner for inner in get_args(part) if hasattr(inner, "model_fields")), BaseModel)
+    return part if hasattr(part, "model_fields") else BaseModel
+
+
+def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
+    part = _part(place[:-1], model)
     siblings = suggest(place[-1], list(part.model_fields))
     if siblings.startswith("did you mean") and place[-1].lower() not in _FOREIGN_NAMES:
         return siblings

@@ -165,7 +165,7 @@ def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
         formats = {source.format for name, source in recipe.data.sources.items() if origins[name]}
         languages = {_LANGUAGES[name] for name in formats if name in _LANGUAGES}
         fields = {
-            "license": metadata["license"],
+            "license": metadata.get("license"),
             "language": sorted(languages, reverse=True) or None,  # en before code
             "datasets": sorted(set(origins.values()) & set(PUBLIC_DATASETS.values())) or None,
         }

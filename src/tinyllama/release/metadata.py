@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.flops import num_parameters
 from tinyllama.plots.curves import summarize_metrics
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
-from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir, batches_of
 from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
 from tinyllama.tokenizer.backends import HUB_NAME
 
@@ -36,7 +37,8 @@ ReleaseRow = dict[str, Any]
 def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
     """Return the contents of release.json except `reference` and `files`; `averaged` lists the averaged checkpoints.
 
-    Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written.
+    Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written, or if
+    metrics.jsonl or events.jsonl is damaged.
     """
     # The imports are local, because reports read releases without torch, which takes seconds to import.
     import torch  # noqa: PLC0415
@@ -65,7 +67,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
         "license": config.license,
-        "skipped_batches": sorted(run.skipped_batches()),
+        "skipped_batches": sorted(batches_of(run.rollbacks())),
         "formats": list(config.formats),
         "checkpoints": {one.name: one.commit_hash for one in averaged},
         "average_decay": config.average_decay,
@@ -106,7 +108,8 @@ def _measured(run: RunDir, step: int) -> dict[str, Any]:
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
-    summary = summarize_metrics(run.metrics(step))
+    with translate_damage_errors(run.path):
+        summary = summarize_metrics(run.metrics(step))
     if not summary.step:
         raise InputError(f"{run.metrics_path}: no row up to step {step} for the loss plot; restore the file")
     found: dict[str, Any] = {"loss": summary.newest.get("loss", (0, None))[1], "training_seconds": summary.seconds}
@@ -122,12 +125,9 @@ def _last_samples(run: RunDir, step: int) -> dict[str, Any] | None:
     if not samples:
         return None
     newest = samples[-1]["step"]
-    texts = [{name: event.get(name) for name in ("prompt", "greedy", "sampled")} for event in samples]
-    return {
-        "step": newest,
-        "settings": SAMPLE_SETTINGS,
-        "texts": [text for event, text in zip(samples, texts, strict=True) if event["step"] == newest],
-    }
+    fields = ("prompt", "greedy", "sampled")
+    texts = [{name: event.get(name) for name in fields} for event in samples if event["step"] == newest]
+    return {"step": newest, "settings": SAMPLE_SETTINGS, "texts": texts}
 
 
 def base_model(metadata: Mapping[str, Any]) -> str | None:
@@ -145,7 +145,8 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if release.exists and not force:
-        raise InputError(f"{folder}: already released; --force replaces the release")
+        remedy = f"check the release with `tinyllama verify {quote(str(folder))}`, or replace it with --force"
+        raise InputError(f"{folder}: already released; {remedy} (in Python, force=True)")
     listed = release.metadata()["files"] if release.exists else ()
     own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())

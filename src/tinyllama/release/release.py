@@ -57,7 +57,9 @@ def release_run(
     RunStoppedError if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is
     raised.
     """
-    checkpoint = verified_checkpoint(Path(source), step)
+    checkpoint = find_checkpoint(Path(source), step)
+    if damage := checkpoint.find_damage():
+        raise InputError(f"{damage[0]}; release another step, or train this step again")
     run = checkpoint.run
     if not run.recipe_path.is_file():
         raise InputError(f"{checkpoint.path}: not in a run; a release needs the run's store.json and metrics.jsonl")
@@ -92,8 +94,8 @@ def release_run(
     return release.path
 
 
-def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
-    """Find the checkpoint to release and verify its hashes. Raises InputError for a missing or damaged checkpoint."""
+def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
+    """Find the checkpoint to release in a run or a checkpoint. Raises InputError if the checkpoint is missing."""
     checkpoint = CheckpointDir(source)
     if checkpoint.is_committed:
         if step not in (None, checkpoint.step):
@@ -102,8 +104,6 @@ def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
         checkpoint = RunDir(source).find_checkpoint(step)
     else:
         raise InputError(f"{source}: neither a run nor a checkpoint; give the folder of a run, such as runs/demo")
-    if damage := checkpoint.find_damage():
-        raise InputError(f"{damage[0]}; release another step, or train this step again")
     return checkpoint
 
 

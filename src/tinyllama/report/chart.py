@@ -8,12 +8,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tinyllama.formatting import format_bytes, format_count
-from tinyllama.plots.charts import far_labels, readable_range
+from tinyllama.plots.charts import MAX_MARKERS, far_labels, readable_range
 from tinyllama.plots.curves import Curve, Floats, downsample, min_max_envelope, running_mean
 from tinyllama.report.marks import CATEGORIES, Mark, marks_of
 from tinyllama.runs.log import Category, Event, event_category
@@ -26,8 +27,6 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 }
 _TRACK, _ARROW, _CHARACTER = 27, 16, 7.0
 """Height of a track of marks, height of the label of a baseline outside the axis, and width of a character."""
-_MAX_POINTS = 60
-"""Maximum number of points for which a line has markers."""
 
 Kind = Literal["smooth", "line", "points", "errors"]
 
@@ -170,15 +169,13 @@ class Chart:
         """Number of tokens at the right edge."""
         return max((float(series.curve.tokens[-1]) for series in self.series if len(series.curve)), default=0) or 1.0
 
-    @property
+    @cached_property
     def span(self) -> tuple[float, float]:
         """Range of all values, the chance level and the nearby baselines."""
         curves = [series.curve for series in self.series]
         chance = [] if self.chance is None else [self.chance]
-        low, high = (
-            min([*chance, *(curve.low.min() for curve in curves)]),
-            max([*chance, *(curve.high.max() for curve in curves)]),
-        )
+        low = min([*chance, *(curve.low.min() for curve in curves)])
+        high = max([*chance, *(curve.high.max() for curve in curves)])
         return readable_range(float(low), float(high), self.baselines.values())
 
     @property
@@ -303,7 +300,7 @@ def _shape(series: Series, thin: Curve, x: Callable[[Floats], Floats], y: Callab
     if series.kind in ("smooth", "line"):
         places, values = min_max_envelope(thin)
         band = _path(x(places), y(values))
-    elif len(thin) <= _MAX_POINTS:
+    elif len(thin) <= MAX_MARKERS:
         points = [(round(float(one), 1), round(float(other), 1)) for one, other in zip(tokens, line, strict=True)]
     if series.kind == "errors":
         ends = zip(tokens, y(thin.low), y(thin.high), strict=True)

@@ -348,7 +348,7 @@ def _results(run: RunData) -> dict[str, str]:
         "validation loss (nats per token)": format_newest(run, "validation_loss"),
         "validation (bits per byte)": format_newest(run, "validation_bits_per_byte"),
         "tokens/s, median": format_median(run, "tokens_per_second", format_count),
-        "MFU, median (on a CPU of the fastest matrix product)": format_median(run, "mfu", format_percent),
+        "MFU, median (on a CPU: share of the fastest matrix product)": format_median(run, "mfu", format_percent),
         "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else MISSING,
         "wall clock": format_duration_precise(seconds) if seconds else MISSING,
         "steps skipped": f"{metrics.num_skipped:,}",

@@ -5,6 +5,7 @@ new rows of metrics.jsonl. The server writes no files and sends nothing to the n
 """
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -18,15 +19,15 @@ from tinyllama.errors import InputError, first_line, translate_damage_errors
 from tinyllama.formatting import echo, visible
 from tinyllama.report.content import MetricsReader, RunData, read_run
 from tinyllama.report.page import POLICY, Picker, render_page
-from tinyllama.runs.listing import RunStatus, read_run_status
-from tinyllama.runs.run_dir import RunDir, runs_in
+from tinyllama.runs.listing import RunStatus, read_run_status, runs_in
+from tinyllama.runs.run_dir import RunDir
 
 _HOST, _MAX_PORT = "127.0.0.1", 65_535
 _STATUS_SECONDS = 10.0
 """Time after which the states of the runs in the picker are read again."""
 
 
-def watch(runs: Sequence[Path] = (), port: int | None = None, open_browser: bool = True) -> None:
+def watch(runs: Sequence[Path] = (), port: int | None = None, browser: bool = True) -> None:
     """Serve the live page of runs, by default of the newest run in `runs`, until interrupted.
 
     Raises InputError if there is no run to show, or if the port is invalid or in use.
@@ -41,8 +42,10 @@ def watch(runs: Sequence[Path] = (), port: int | None = None, open_browser: bool
     with server, contextlib.suppress(KeyboardInterrupt):
         address = f"http://{_HOST}:{server.server_port}/"
         echo(f"watching {', '.join(page.selected)}: {address} (Ctrl-C ends it)")
-        if open_browser:
-            webbrowser.open(address)
+        # Without a display, webbrowser would start a text browser, which takes over the terminal.
+        if browser and {"BROWSER", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            # Some browsers return only when the user closes them, so the page must be served in the meantime.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         server.serve_forever()
 
 

@@ -1,4 +1,4 @@
-"""Marks of a chart: the non-routine events of a run, of which nearby events of a category are one mark."""
+"""Marks of a chart: the non-routine events of a run. Nearby events of the same category share a mark."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

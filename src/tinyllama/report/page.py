@@ -31,6 +31,7 @@ from tinyllama.report.content import RunData, format_median, format_newest, read
 from tinyllama.report.marks import CATEGORIES
 from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
+from tinyllama.runs.samples import SAMPLE_SETTINGS
 
 _HERE = Path(__file__).parent
 SCRIPT = (_HERE / "page.js").read_text(encoding="utf-8")
@@ -111,6 +112,7 @@ def render_page(run: RunData | None, others: Sequence[RunData] = (), picker: Pic
         script=Markup(SCRIPT),
         policy=POLICY,
         samples=samples,
+        sample_settings=SAMPLE_SETTINGS,
         version=version("tinyllama"),
         **(_context(run, others) if run else {}),
     )
@@ -176,7 +178,7 @@ def _head_figures(run: RunData) -> list[HeadFigure]:
     mfu = format_median(run, "mfu", format_percent)
     note = "median"
     if mfu == MISSING:
-        note += "; MFU unknown, as is the device's peak FLOP/s"
+        note += "; MFU unknown, because the peak FLOP/s of the device is unknown"
     elif run.hardware:  # before the first checkpoint it is unknown whether the peak is measured
         note += f"; {mfu} of the {_FASTEST_PRODUCT}" if _has_measured_peak(run) else f"; {mfu} MFU"
     figures.append(HeadFigure("tokens/s", format_median(run, "tokens_per_second", format_count), note))
@@ -262,10 +264,10 @@ def _task_charts(run: RunData) -> list[Chart]:
     for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in evaluation["rows"].items():
             if (score := task_score(row)) and task != "hellaswag":
-                point = (evaluation["tokens"], score.value, score.stderr or 0)
-                points.setdefault(f"{task}, {score.metric}", []).append(point)
+                title = f"{task}, {score.metric}"
+                points.setdefault(title, []).append((evaluation["tokens"], score.value, score.stderr or 0))
                 if "chance" in row:
-                    chances[f"{task}, {score.metric}"] = 100 * row["chance"]
+                    chances[title] = 100 * row["chance"]
     several = [(title, found) for title, found in points.items() if len(found) > 1]
     return [
         Chart(

@@ -1,18 +1,14 @@
 """The samples of a report: for each prompt, a timeline of the completions from the first validation to the last."""
 
-import re
 from collections.abc import Sequence
 
 from tinyllama.formatting import MISSING
 from tinyllama.report.content import Table
 from tinyllama.runs.log import Event
-from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
+from tinyllama.runs.samples import abbreviate_blank_lines, current_samples
 
-SETTINGS = SAMPLE_SETTINGS
-"""Description of the completions of a prompt."""
 MAX_VISIBLE = 6
 """Maximum number of completions of a prompt that are always visible."""
-_BLANK_LINES = re.compile(r"\n([^\S\n]*\n){2,}")
 
 
 def timelines(events: Sequence[Event]) -> dict[str, list[Event]]:
@@ -36,5 +32,4 @@ def table(samples: Sequence[Event]) -> Table:
 
 
 def _cell(text: object) -> str:
-    """Return a completion with several blank lines as `⋮`, since early in training, many completions are blank."""
-    return _BLANK_LINES.sub("\n⋮\n", str(text or "")).strip("\n") or MISSING
+    return abbreviate_blank_lines(str(text or "")).strip("\n") or MISSING

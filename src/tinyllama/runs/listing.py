@@ -81,8 +81,14 @@ def find_runs(folder: Path) -> list[RunDir]:
     Raises InputError if the folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no folder here; give the folder that contains the runs, such as runs")
+        remedy = "give the folder that contains the runs, or make the first run: tinyllama init FILE"
+        raise InputError(f"{folder}: no folder here; {remedy}")
     return [RunDir(path) for path in sorted(_walk(folder, _MAX_DEPTH))]
+
+
+def runs_in(folder: Path) -> list[RunDir]:
+    """Return the runs directly in a folder, sorted by name."""
+    return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

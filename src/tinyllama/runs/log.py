@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinyllama.files import atomic_write, last_rows, open_without_following
-from tinyllama.formatting import echo, format_duration_precise
-from tinyllama.progress import is_quiet
+from tinyllama.formatting import format_duration_precise
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.runs.samples import current_samples, format_sample
+from tinyllama.runs.samples import current_samples
 
 Event = Mapping[str, Any]
 Category = Literal["release", "interruption", "problem", "info"]
@@ -63,7 +62,8 @@ EVENT_KINDS = {
 """All kinds of events that training, releases and trackers write, by name."""
 _CHUNK_BYTES = 1 << 20
 _REPEATED_BYTES = 1 << 22
-"""Size of the end of events.jsonl that contains all events of the steps that a resumed run repeats."""
+"""Size of the end of events.jsonl in which repeated samples are found. Earlier samples are appended again, and readers
+keep the newest."""
 _COMMON_FIELDS = ("time", "event", "step")
 
 
@@ -152,7 +152,7 @@ class RunLog:
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 
     def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
-        """Append an event per sample of a step, each with `prompt`, `greedy` and `sampled`; show the first sample.
+        """Append an event per sample of a step, each with `prompt`, `greedy` and `sampled`.
 
         After a kill, repeated steps have the same samples, which are not appended again.
         """
@@ -162,8 +162,6 @@ class RunLog:
         for sample in samples:
             if {"event": "sample", "step": step, **sample} not in self.logged_samples:
                 self.event("sample", step, **sample)
-        if samples and not is_quiet():
-            echo(format_sample(step, samples[0]["prompt"], samples[0]["greedy"]), to_stderr=True)
 
     def flush_to_disk(self) -> None:
         """Flush both files to the disk (fsync). Raises OSError if the disk is too full for the pending lines."""

@@ -3,11 +3,13 @@
 Only this module defines these paths. It does not import torch. Training, releases and trackers write the files.
 """
 
+import difflib
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -53,12 +55,11 @@ class ReleaseDir:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("files"), dict):
             problem = "a release.json without its files" if self.exists else "no release.json"
             run = next((path for path in (self.path, *self.path.parents[:2]) if RunDir(path).is_started), "RUN")
-            raise InputError(f"{self.path}: no release here ({problem}); run: tinyllama release {run}")
+            raise InputError(f"{self.path}: no release here ({problem}); run: tinyllama release {quote(str(run))}")
         for name in metadata["files"]:
             if not is_inside(name):
-                raise InputError(
-                    f"{self.metadata_path}: names {name!r}, a file outside its folder; release the run again"
-                )
+                problem = f"names {name!r}, a file outside its folder"
+                raise InputError(f"{self.metadata_path}: {problem}; release the run again")
         return metadata
 
     def evaluation(self) -> Row | None:
@@ -203,9 +204,11 @@ class CheckpointDir:
         shutil.rmtree(self.path)
 
 
-def runs_in(folder: Path) -> list["RunDir"]:
-    """Return the runs directly in a folder, sorted by name."""
-    return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+def similar_run(path: str | Path) -> str:
+    """Return a suggestion of the run in `runs` whose name is most similar to that of `path`, or an empty string."""
+    names = [other.name for other in Path("runs").glob("*") if RunDir(other).is_started and other != Path(path)]
+    close = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f"did you mean runs/{close[0]}?" if close else ""
 
 
 def batches_of(rollbacks: Iterable[Row]) -> frozenset[int]:
@@ -229,7 +232,8 @@ class RunDir:
         """Return an existing run. Raises InputError if the folder contains no recipe."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
-            raise InputError(f"{path}: no run here (no recipe.yaml); correct the path, or run: tinyllama train RECIPE")
+            remedy = similar_run(path) or "correct the path, or run: tinyllama train RECIPE"
+            raise InputError(f"{path}: no run here (no recipe.yaml); {remedy}")
         return run
 
     @property
@@ -323,10 +327,6 @@ class RunDir:
         """Return the rollbacks, oldest first, each with the excluded `batches`, `checkpoint`, `step` and `reason`."""
         return read_json_if_exists(self.rollbacks_path) or []
 
-    def skipped_batches(self) -> frozenset[int]:
-        """Return the indices of all batches that rollbacks excluded from training."""
-        return batches_of(self.rollbacks())
-
     def checkpoint(self, step: int) -> CheckpointDir:
         """Return the checkpoint of a step; the checkpoint may not exist."""
         return CheckpointDir(self.checkpoints_dir / f"step-{step:08d}")
@@ -345,7 +345,7 @@ class RunDir:
         """Return the committed checkpoint of a step, by default the newest. Raises InputError if none is found."""
         checkpoints = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not checkpoints:
-            raise InputError(f"{self.path}: no complete checkpoint yet; run: tinyllama train {self.recipe_path}")
+            raise InputError(f"{self.path}: no complete checkpoint yet; train it with its recipe, {self.recipe_path}")
         step = max(checkpoints) if step is None else step
         if step not in checkpoints:
             steps = ", ".join(map(str, checkpoints))

@@ -1,9 +1,10 @@
 """Samples in a run's events: at each validation, the model completes the run's prompts (`train.samples`).
 
 A killed run repeats steps when it resumes, and a run that was rolled back trains its steps on other batches. The
-functions here return each sample of the present weights once. This module does not import torch.
+functions here return each sample of the current weights once. This module does not import torch.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ SAMPLE_SETTINGS = (
     f"probable tokens with seed {SAMPLE_SEED}; at most {SAMPLE_TOKENS} tokens"
 )
 """Description of the two completions of a prompt."""
+_BLANK_LINES = re.compile(r"\n([^\S\n]*\n){2,}")
 _PROMPT_CHARACTERS, _COMPLETION_CHARACTERS = 32, 48
 """Maximum number of characters of a prompt's end and of a completion's beginning on a line."""
 
@@ -37,8 +39,8 @@ def current_samples(events: Iterable[Event], last_step: int | None = None) -> li
         match event.get("event"):
             case "sample":
                 found[step, str(event.get("prompt", ""))] = event
-            case "rollback":
-                found = _up_to(event.get("checkpoint", 0), found)
+            case "rollback" if isinstance(checkpoint := event.get("checkpoint"), int):
+                found = _up_to(checkpoint, found)
             case "start":
                 found = {}
             case "resume" if "changed" in event:
@@ -53,8 +55,14 @@ def _up_to(step: int, found: Mapping[tuple[int, str], Event]) -> dict[tuple[int,
 
 def format_sample(step: int, prompt: str, completion: str) -> str:
     """Return a sample as one short line: `step 200: "The function" → " returns a list"`."""
+    completion = abbreviate_blank_lines(completion)
     if len(prompt) > _PROMPT_CHARACTERS:
         prompt = f"…{prompt[-_PROMPT_CHARACTERS:]}"
     if len(completion) > _COMPLETION_CHARACTERS:
         completion = f"{completion[:_COMPLETION_CHARACTERS]}…"
     return f"step {step:,}: {quote(prompt)} → {quote(completion)}"
+
+
+def abbreviate_blank_lines(text: str) -> str:
+    """Replace several blank lines by `⋮`, since early in training, many completions are blank."""
+    return _BLANK_LINES.sub("\n⋮\n", text)

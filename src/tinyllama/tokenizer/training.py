@@ -162,7 +162,7 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
         reason = " ".join(str(error).rpartition("] ")[2].split())
         if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
             reason = f"its characters, the bytes and special tokens alone need {needed[1]}; raise the vocabulary size"
-        reason = reason.replace("Please set it to a value", "Give --vocab-size a value")
+        reason = re.sub(r"\. Please set it to a value <= (\d+)\.", r"; use a vocabulary size of at most \1", reason)
         size = sum(map(len, lines))
         raise InputError(f"tokenizer training: {vocab_size} tokens from {size:,} characters: {reason}") from None
     return ModelProto.FromString(model.getvalue())

@@ -34,6 +34,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.samples import format_sample
 from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.loss_scale import LossScale
@@ -85,7 +86,7 @@ def _train_and_release(
         write_run_folder(state)
         if not is_quiet():
             echo(f"training {recipe.name}: {describe_start(state, first_step)}", to_stderr=True)
-    with run_trackers(recipe.track, state.run, log) if log else nullcontext(), log_run_end(log):
+    with run_trackers(recipe.track, state.run, log) if log else nullcontext(), log_run_end(log, recipe.train.steps):
         if releases:
             releases.add(state.run.pending_milestones())
         if first_step < recipe.train.steps:
@@ -95,6 +96,9 @@ def _train_and_release(
                     with loop.heartbeat.paused():
                         first_step, saved = resume(state, log, allow_change)
                 loop.wait_for_checkpoint(is_last=True)
+                # A signal in the last step or during its checkpoint. Only rank 0 would make releases after it.
+                if log and loop.signals.names:
+                    loop.exit_on_signal()
         if releases and (failed := releases.finish()):
             problem = f"training finished, but the release of step {', '.join(map(str, failed))} failed"
             remedy = f"correct the cause, which {state.run.events_path} names, and rerun the same command"
@@ -167,7 +171,7 @@ class TrainingLoop:
             if should_stop or self._is_saved(steps_done):
                 self._save(steps_done, detector, loss_scale)
             if should_stop and steps_done < recipe.train.steps:
-                self._exit_on_signal()
+                self.exit_on_signal()
         return True
 
     def _synchronize(self, nats: Tensor, norm: Tensor) -> tuple[float, float, bool, bool]:
@@ -197,7 +201,8 @@ class TrainingLoop:
             has_loss = decision.action is Action.OVERFLOW
             row |= {"loss": loss if has_loss else None, "gradient_norm": None, "skipped": decision.reason}
         if steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps:
-            row |= self._validate(steps_done)
+            self._log_samples(steps_done)
+            row |= self._validate()
             self.throughput.restart()
         if self.log and self.bar:
             self.log.metrics(row)
@@ -207,12 +212,18 @@ class TrainingLoop:
             mfu = f", MFU {100 * row['mfu']:.0f} %" if is_rated else ""
             self.bar.show(steps_done, (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {loss:.3f}") + mfu)
 
-    def _validate(self, steps_done: int) -> dict[str, float]:
-        """Log samples of the model and return the metrics of a validation; without validation text, there are none."""
-        state, train = self.state, self.state.recipe.train
-        samples = complete_prompts(state.model, state.tokenizer, state.sample_prompts, train.compile, self.heartbeat)
+    def _log_samples(self, steps_done: int) -> None:
+        """Complete the run's prompts on all ranks; log the samples and show the first one."""
+        state, is_compiled = self.state, self.state.recipe.train.compile
+        samples = complete_prompts(state.model, state.tokenizer, state.sample_prompts, is_compiled, self.heartbeat)
         if self.log:
             self.log.samples(steps_done, samples)
+            if samples and not is_quiet():
+                echo(format_sample(steps_done, samples[0]["prompt"], samples[0]["greedy"]), to_stderr=True)
+
+    def _validate(self) -> dict[str, float]:
+        """Return the metrics of a validation; without validation text, there are none."""
+        state, train = self.state, self.state.recipe.train
         if not state.validation_set:
             return {}
         micro_batch_size = train.effective_micro_batch_size(state.world.size)
@@ -279,7 +290,7 @@ class TrainingLoop:
         if self.log:
             echo(f"{problem}; training continues", to_stderr=True)
 
-    def _exit_on_signal(self) -> None:
+    def exit_on_signal(self) -> None:
         """Wait for the checkpoint; raise SavedInterrupt after Ctrl-C, and RunStoppedError after other signals."""
         self.wait_for_checkpoint(is_last=True)
         name = self.signals.names[-1] if self.signals.names else "a signal to another rank"

@@ -11,7 +11,6 @@ from tinyllama.distributed import broadcast_from_rank0
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.formatting import echo
-from tinyllama.model.flops import num_parameters
 from tinyllama.recipe import differences
 from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
@@ -62,13 +61,13 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
 
 
 def describe_start(state: TrainState, step: int) -> str:
-    """Return one line about a run that continues at `step`: at step 0 its size and device."""
+    """Describe in one line how training starts: the model's size and the device at step 0, otherwise the step."""
     train, world = state.recipe.train, state.world
+    if step == train.steps:
+        return f"all {step:,} steps are done"
     if step:
-        return (
-            f"resuming from step {step:,} of {train.steps:,}" if step < train.steps else f"all {step:,} steps are done"
-        )
-    size = f"{num_parameters(state.recipe.model, state.model.vocab_size):,} parameters"
+        return f"resuming from step {step:,} of {train.steps:,}"
+    size = f"{state.model.num_parameters:,} parameters"
     where = f"{world.size} ranks, each on " if world.size > 1 else "on "
     steps = f"{train.steps:,} steps of {train.batch_tokens:,} tokens"
     return f"{size}, {steps}, {where}{hardware.device_name(world.device)}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from tinyllama.distributed import is_peer_failure
-from tinyllama.errors import InputError, RunStoppedError, first_line
+from tinyllama.errors import CommandStopped, InputError, RunStoppedError, first_line
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 
@@ -46,15 +46,15 @@ def _problem_and_remedy(error: OSError | RuntimeError, run: RunDir) -> str | Non
 
 
 @contextmanager
-def log_run_end(log: RunLog | None) -> Iterator[None]:
-    """Log an event with the reason why the run ended, and add the step to resume from to an error."""
+def log_run_end(log: RunLog | None, steps: int) -> Iterator[None]:
+    """Log an event with the reason why the run of `steps` steps ended, and add the step to resume from to an error."""
     event: tuple[str, dict[str, str]] | None = ("done", {})
     try:
         yield
     except BaseException as error:
         event = _end_event(error)
-        if log:
-            error.add_note(_resume_note(log))
+        if log and (note := _resume_note(log, steps)):
+            error.add_note(note)
         raise
     finally:
         if log and event:
@@ -65,18 +65,23 @@ def log_run_end(log: RunLog | None) -> Iterator[None]:
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
     """Return the name and details of the event for an error that ended the run; None if the event is already logged."""
     match error:
+        case CommandStopped(signal=str(name)) | RunStoppedError(signal=str(name)) if name:
+            return "signal", {"signal": name}
         case KeyboardInterrupt():
             return "interrupted", {}
-        case RunStoppedError() if error.signal:
-            return "signal", {"signal": error.signal}
         case RunStoppedError() | InputError():
             return "failed", {"problem": str(error)}
     return None if is_peer_failure(error) else ("failed", {"problem": repr(error)})
 
 
-def _resume_note(log: RunLog) -> str:
-    """Return the step of the newest checkpoint, and the number of later steps, which are lost."""
-    newest = log.run.newest_checkpoint()
+def _resume_note(log: RunLog, steps: int) -> str | None:
+    """Return the step of the newest checkpoint and the number of lost later steps; None if all `steps` are saved."""
+    try:
+        newest = log.run.newest_checkpoint()
+    except OSError:  # the error that ended the run must stay visible
+        return None
     step = newest.step if newest else 0
+    if step >= steps:
+        return None
     lost = max(0, log.step - step)
     return f"training resumes from step {step:,} ({lost:,} step{'s' * (lost != 1)} lost)"

@@ -6,6 +6,7 @@ without torch.compile, which would compile them for each length of the text.
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -38,10 +39,9 @@ _SAMPLINGS = {
 def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> list[str]:
     """Return the prompts of `train.sample_prompts`, by default the beginnings of up to three validation documents.
 
-    The documents are from different sources if possible. Each beginning ends at the end of a line or a word, and starts
-    at a word if the document is the held-out end of another one. The result has no duplicates, and is empty without
-    validation documents. Raises InputError if a prompt of the recipe has no tokens or fills the model's context, and
-    the same errors as `Split.find_documents`.
+    The documents are from different sources if possible. Each beginning ends at the end of a line or a word. The result
+    has no duplicates, and is empty without validation documents. Raises InputError if a prompt of the recipe has no
+    tokens or fills the model's context, and the same errors as `Split.__getitem__`.
     """
     context = recipe.model.context_length
     if recipe.train.sample_prompts is not None:
@@ -50,8 +50,11 @@ def sample_prompts(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> l
                 problem = f"{abbreviated_repr(prompt)} has {length} tokens"
                 raise InputError(f"train.sample_prompts: {problem}; give a prompt of 1 to {context - 1} tokens")
         return list(dict.fromkeys(recipe.train.sample_prompts))
-    splits = {f"{name}/validation": source.holdout == "tail" for name, source in recipe.data.sources.items()}
-    beginnings = (_document_beginnings(store[name], tokenizer, tail) for name, tail in splits.items() if name in store)
+    beginnings = (
+        _document_beginnings(store[f"{name}/validation"], tokenizer, source.holdout == "tail")
+        for name, source in recipe.data.sources.items()
+        if f"{name}/validation" in store
+    )
     by_round = itertools.chain.from_iterable(itertools.zip_longest(*beginnings))
     fitting = [text for text in by_round if text and len(_prompt_ids(text, tokenizer)) < context]
     return list(dict.fromkeys(fitting))[:_NUM_PROMPTS]
@@ -64,14 +67,15 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
 def _document_beginnings(split: Split, tokenizer: Tokenizer, are_tails: bool) -> Iterator[str]:
     """Yield the beginnings of documents that are spread evenly over a split; skip unsuitable documents.
 
-    If the documents are held-out ends of documents, their first words may be incomplete, and are skipped.
+    If the documents are tails of longer documents, their first line or word may be incomplete, and is skipped.
     """
-    count = min(split.num_documents, _DOCUMENTS_PER_SOURCE)
-    for document in split.find_documents(i * split.num_documents // count for i in range(count)):
+    count = min(len(split), _DOCUMENTS_PER_SOURCE)
+    for number in range(count):
+        ids = split[number * len(split) // count]
         # A token is at least one byte, so these tokens contain the beginning unless the document is shorter.
-        num_tokens = min(document.tokens, 2 * 4 * _MAX_CHARACTERS)
-        text = tokenizer.decode(split.read(document.start, document.start + num_tokens))
-        if beginning := _beginning(re.sub(r"\A\S*\s", "", text) if are_tails else text):
+        text = tokenizer.decode(ids[: 2 * 4 * _MAX_CHARACTERS])
+        texts = [text.partition("\n")[2], text.partition(" ")[2]] if are_tails else [text]
+        if beginning := next(filter(None, map(_beginning, texts)), None):
             yield beginning
 
 
@@ -81,19 +85,20 @@ def _beginning(text: str) -> str | None:
     The beginning is at most half of the text, so that something is left to complete. Return None if the text is too
     short, or if its beginning contains bytes that are not UTF-8 or control characters.
     """
-    text = "".join(itertools.takewhile(_is_readable, text.strip()))
+    text = "".join(itertools.takewhile(_is_readable, text.replace("\r\n", "\n").strip()))
     limit = min(_MAX_CHARACTERS, len(text) // 2)
     if limit < _MIN_CHARACTERS:
         return None
     line = text.partition("\n")[0].rstrip()
     if _MIN_CHARACTERS <= len(line) <= limit:
         return line
-    words = re.match(rf"(?s).{{{_MIN_CHARACTERS},{limit}}}(?!\S)", text)
-    return (words[0] if words else text[:limit]).rstrip()
+    words = re.match(rf"(?s).{{{_MIN_CHARACTERS},{limit}}}(?<=\S)(?!\S)|.{{{limit}}}(?<=\S)", text)
+    return words[0] if words else None
 
 
 def _is_readable(character: str) -> bool:
-    return character in "\n\t" or (character.isprintable() and character != "\N{REPLACEMENT CHARACTER}")
+    is_space = character in "\n\t" or unicodedata.category(character) == "Zs"  # such as a no-break space
+    return is_space or (character.isprintable() and character != "\N{REPLACEMENT CHARACTER}")
 
 
 @torch.no_grad()
