@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.train.launch import start_training
 from tinyllama import cli, progress
 from tinyllama.cli.arguments import pop_quiet_flag
 from tinyllama.formatting import format_duration
-from tinyllama.progress import BYTES, Bar
+from tinyllama.progress import BYTES, Bar, poll_progress
 
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
 
@@ -144,6 +145,16 @@ def test_redirected_output_is_kept_out_of_bar(tmp_path: Path) -> None:
 def tinyllama(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [*TINYLLAMA, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_work_is_complete_only_when_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    counted = threading.Semaphore(0)
+    with poll_progress("writing", 4, "files", lambda: counted.release() or 4) as begin:  # type: ignore[func-returns-value]
+        begin()
+        for _ in range(3):  # the third count begins after the first one was shown
+            counted.acquire()
+        assert not lines_of(capsys)
+    assert [line.partition(",")[0] for line in lines_of(capsys)] == ["writing: 100 %"]
 
 
 def test_prepare_logs_rate_and_location(small: Path, tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def poll_progress(
 ) -> Iterator[Callable[[], None]]:
     """Show the progress of work in other processes until the block ends.
 
-    `count()` returns the amount done, and `details()` returns text to show next to it.
+    `count()` returns the amount done, and `details()` returns text to show next to it. The expected total may be too
+    low, so the display is complete only when the block ends.
 
     Yields the function that starts the display, so that processes can be forked before the display's thread exists.
     """
@@ -236,7 +237,7 @@ def poll_progress(
 
         def poll() -> None:
             while not ended.wait(_POLL_SECONDS):
-                bar.show(count(), details())
+                bar.show(min(count(), max(total - 1, 0)), details())
 
         thread = threading.Thread(target=poll, daemon=True)
         try:
