@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tests.browser import DESKTOP, PHONE, opened
+from playwright.sync_api import sync_playwright
 
 from tinyllama import Run
 from tinyllama.formatting import format_bytes
@@ -32,8 +32,7 @@ from tinyllama.hardware import available_cpu_count, device_name
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURES = ROOT / "docs/tour.md", ROOT / "docs/assets"
-FOLDER = "docs"
-"""Name of the copied folder, of the recipe, and of the run."""
+FOLDER = "docs"  # name of the copied folder, of the recipe, and of the run
 MAX_LINES, LAST_LINES = 160, 60
 """Output with more lines is shortened to this number; the number of lines kept at its end."""
 MOMENTS = {
@@ -43,7 +42,7 @@ MOMENTS = {
 }
 """Screenshots by number: the fraction of all steps after which they are taken, the words for it, and the element at
 which the narrow one begins; a phone's screen shows only a part of the page."""
-SIZES = {"wide": (DESKTOP[0], 1000), "narrow": PHONE}
+SIZES = {"wide": (1280, 1000), "narrow": (390, 844)}
 PICTURE_HEIGHT = 375  # on the page, in CSS pixels: both pictures of a moment are in one row
 SESSION = (
     "import tinyllama",
@@ -87,15 +86,11 @@ def page(origin: str, minutes: float) -> Iterator[str]:
         {available_cpu_count()} cores ({device_name(torch.device("cpu"))}). The folder `{FOLDER}` is {origin}:
         {len(files):,} files, {format_bytes(size)}. No file was edited for the tour. The output is what the commands
         print to a pipe; on a terminal, progress is a bar. In long output, a line with … replaces the middle.""")
-    yield "## A recipe for the folder\n"
-    yield console(f"tinyllama init {FOLDER} --minutes {minutes:g}")
-    yield "The recipe has comments with the reasons:\n"
-    yield console(f"cat {FOLDER}.yaml")
-    yield "## All stages\n"
-    output = run_and_photograph(["tinyllama", "run", f"{FOLDER}.yaml"])
-    yield block("console", f"$ tinyllama run {FOLDER}.yaml\n{output}")
-    yield "The run in the list of runs:\n"
-    yield console("tinyllama runs")
+    yield from ("## A recipe for the folder\n", console(f"tinyllama init {FOLDER} --minutes {minutes:g}"))
+    yield from ("The recipe has comments with the reasons:\n", console(f"cat {FOLDER}.yaml"))
+    command = f"tinyllama run {FOLDER}.yaml"
+    yield from ("## All stages\n", block("console", f"$ {command}\n{run_and_photograph(shlex.split(command))}"))
+    yield from ("The run in the list of runs:\n", console("tinyllama runs"))
     yield "## The live page\n"
     yield prose(f"""
         `tinyllama watch runs/{FOLDER}` served this page during the run. Each picture is one screen of a desktop or a
@@ -109,13 +104,11 @@ def page(origin: str, minutes: float) -> Iterator[str]:
     yield "## Text from the model\n"
     yield console(f'tinyllama generate runs/{FOLDER} "The command" --seed 1 --max-new-tokens 60')
     yield console(f'tinyllama generate runs/{FOLDER} "## Class" --seed 2 --max-new-tokens 60 --num-samples 2')
-    yield "## Python\n"
-    yield block("pycon", python_session(SESSION))
+    yield from ("## Python\n", block("pycon", python_session(SESSION)))
     yield "## Help\n"
     for command in ("init", "run", "generate"):
         yield console(f"tinyllama {command} --help")
-    yield "Next: [your own data](own-data.md), [watching a run](watching.md), [the Python API](python.md)."
-    yield ""
+    yield "Next: [your own data](own-data.md), [watching a run](watching.md), [the Python API](python.md).\n"
 
 
 def prose(text: str) -> str:
@@ -137,39 +130,48 @@ def block(language: str, text: str) -> str:
     if len(lines) > MAX_LINES:
         first = MAX_LINES - LAST_LINES
         lines[first:-LAST_LINES] = [f"… ({len(lines) - MAX_LINES} lines)"]
-    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`{3,}", text)), 3)
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`{3,}", text))])
     return "\n".join([f"{fence}{language}", *lines, fence, ""])
 
 
 def run_and_photograph(command: Sequence[str]) -> str:
     """Run all stages, take the screenshots of the live page, and return the output of the stages."""
     run, output = Path("runs") / FOLDER, Path("output.txt")
-    with output.open("wb") as file:
+    with output.open("wb") as file, contextlib.ExitStack() as at_end:
         stages = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        at_end.callback(stages.terminate)  # in case of an error in this function
         while not (run / "metrics.jsonl").exists() and stages.poll() is None:
             time.sleep(0.5)
-        with live_page(run) as address:
-            for number, (fraction, _, element) in MOMENTS.items():
-                while stages.poll() is None and (fraction is None or progress(run) < fraction):
-                    time.sleep(0.5)
-                for name, size in SIZES.items():
-                    with opened(address, size=size) as seen:
-                        if size == PHONE:
-                            seen.page.locator(element).first.evaluate("element => element.scrollIntoView()")
-                        picture = Image.open(io.BytesIO(seen.page.screenshot())).quantize(256)  # half the size
-                    picture.save(PICTURES / f"live-{number}-{name}.png", optimize=True)
+        address = at_end.enter_context(live_page(run))
+        for number, (fraction, _, element) in MOMENTS.items():
+            while stages.poll() is None and (fraction is None or progress(run) < fraction):
+                time.sleep(0.5)
+            for name in SIZES:
+                take_screenshot(address, name, element, PICTURES / f"live-{number}-{name}.png")
     if stages.returncode:
         raise SystemExit(f"{shlex.join(command)}: status {stages.returncode}\n{output.read_text()}")
     return output.read_text()
 
 
+def take_screenshot(address: str, name: str, element: str, path: Path) -> None:
+    """Save a screen of a page in one of SIZES; the narrow one begins at an element."""
+    (width, height), is_phone = SIZES[name], name == "narrow"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": height}, is_mobile=is_phone, has_touch=is_phone)
+        page.goto(address)
+        if is_phone:
+            page.locator(element).first.evaluate("element => element.scrollIntoView()")
+        picture = Image.open(io.BytesIO(page.screenshot()))
+    picture.quantize(256).save(path, optimize=True)  # half the size
+
+
 @contextlib.contextmanager
 def live_page(run: Path) -> Iterator[str]:
     """Serve the live page of a run with `tinyllama watch`, and return its address."""
-    command = ["tinyllama", "watch", str(run), "--no-open-browser"]
+    command = ["tinyllama", "watch", str(run), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        found = re.search(r"http://\S+", server.stdout.readline())
+        found = re.search(r"http://\S+", server.stdout.readline() if server.stdout else "")
         assert found, "tinyllama watch printed no address"
         try:
             yield found[0]
