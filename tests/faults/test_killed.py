@@ -127,8 +127,8 @@ def test_kill_while_a_file_is_written_keeps_the_previous_one(
     ("command", "file", "remedy"),
     [
         ((*TRAIN_TOKENIZER, "--tokenizer", "other"), "tokenizer.json", "nothing was saved"),
-        (("prepare", "recipe.yaml", "--data.store", "other"), "00000.tokens", "continues with the unfinished files"),
-        (REPLACE_RELEASE, "model.safetensors", "makes an unfinished release again"),
+        (("prepare", "recipe.yaml", "--data.store", "other"), "00000.tokens", "unfinished files"),
+        (REPLACE_RELEASE, "model.safetensors", "unfinished release"),
         (EVALUATE, "evaluation.json", "nothing was saved"),
     ],
     ids=["tokenizer", "prepare", "release", "evaluate"],
