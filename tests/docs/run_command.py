@@ -45,6 +45,7 @@ def fail(message: str) -> int:
 def run_tinyllama(words: list[str]) -> int:
     """Run the command line with smaller values; `watch` ends when its page would be opened."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
+    os.environ["BROWSER"] = "none"  # without a display, `watch` would not open its page
     webbrowser.open = lambda address: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[assignment, misc]
     if words[:1] == ["plan"] and words[1] in bundled_recipes():
         os.chdir(tempfile.mkdtemp())  # the pages plan before any data exists

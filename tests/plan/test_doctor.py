@@ -170,7 +170,7 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
         ({"release.tasks": ["helaswag"]}, "release.tasks", "missing", "did you mean hellaswag"),
         ({"data.executor": "slurm", "data.slurm.partition": "cpu"}, "data.executor", "missing", "login node"),
         ({"tokenizer": "nowhere/at/all"}, "tokenizer", "missing", "recipe.yaml --tokenizer nowhere/at/all"),
-        ({"tokenizer": "nowhere/here"}, "tokenizer", "missing", "recipe.yaml --tokenizer nowhere/here (if the"),
+        ({"tokenizer": "nowhere/here"}, "tokenizer", "missing", "recipe.yaml --tokenizer nowhere/here (for a"),
         ({"data.sources.lines.text": "body"}, "raw files of lines", "warning", "rows have the fields text"),
         ({"train.float8": True, "train.compile": True}, "train.float8", "missing", "remove"),
         ({"data.sources.lines.clean": {"filters": ["c4"], "language": "xx"}}, "data.sources.*.clean", "missing",

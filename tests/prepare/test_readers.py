@@ -327,7 +327,7 @@ def test_text_is_split_at_separators_wherever_chunks_end(parts: list[str], separ
     else:
         expected = [part.strip("\r\n") for part in re.split(rf"(?:\r?\n){{{len(separator)},}}", text)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyllama.prepare.streams._CHUNK_BYTES", size)
+        patch.setattr("tinyllama.prepare.streams.CHUNK_BYTES", size)
         found = read(write(Path(folder) / "a.txt", text.encode()), "text", separator=separator)
     assert found == [SourceRow(*row) for row in enumerate(part for part in expected if part.strip())]
 

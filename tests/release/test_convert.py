@@ -169,7 +169,7 @@ def test_command_releases_a_llama_and_checks_its_options(llama: str, capsys: pyt
     assert "release: releases/other" in capsys.readouterr().out
     for more, keyword in (
         ([], "releases/other: already released"),
-        (["--force", "--step", "3"], "no steps"),
+        (["--force", "--step", "3"], "no checkpoint to select"),
         (["--force", "--public"], "--push"),
     ):
         assert cli.main([*command, *more]) == 2

@@ -30,6 +30,7 @@ from tests.train.single_process import load_recipe
 
 from tinyllama import cli
 from tinyllama.errors import INTERRUPTED_STATUS
+from tinyllama.progress import set_quiet
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
@@ -151,6 +152,7 @@ def test_first_ctrl_c_saves_and_the_run_resumes_at_that_step(
         assert "Ctrl-C" in line and "from step 14 (0 steps lost)" in line
     assert newest_step(training.run) == 14
     assert (read_events(training.run)[-1]["event"], event_steps(training.run)[-1]) == ("interrupted", 14)
+    set_quiet(False)  # earlier tests of this process may have used --quiet
     train(load_recipe(small))
     assert "resuming from step 14 of 40" in capfd.readouterr().err
     assert_same_run(training.run, reference_run)

@@ -252,7 +252,7 @@ def _part(place: Sequence[str], model: Any) -> Any:
     for name in place:
         is_part = hasattr(part, "model_fields")
         if is_part:
-            part = part.model_fields[name].annotation
+            part = part.model_fields[name].annotation if name in part.model_fields else BaseModel
         if not is_part or isinstance(part, UnionType):  # an element of a dict or tuple of parts, or an optional part
             part = next((inner for inner in get_args(part) if hasattr(inner, "model_fields")), BaseModel)
     return part if hasattr(part, "model_fields") else BaseModel
