@@ -80,7 +80,12 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     tokenizer, store = load_tokenizer(recipe), open_store(recipe)
     warnings = check_recipe(recipe, tokenizer)
     if recipe.has_milestones:
-        _check_release_libraries(recipe.release)
+        from tinyllama.evaluate.evaluation import check_tasks
+        from tinyllama.release.formats import check_format_libraries
+
+        check_format_libraries(recipe.release.formats)
+        if recipe.release.tasks:
+            check_tasks(recipe.release.tasks)
     recipe.train.sequences_per_rank(ranks)
     return [*warnings, *recipe_warnings(recipe, ranks, store)]
 
@@ -108,16 +113,6 @@ def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     if recipe.has_milestones and recipe.release.tasks:
         check_tasks(recipe.release.tasks)
     return available_tasks(recipe.release.tasks)
-
-
-def _check_release_libraries(release: Release) -> None:
-    """Check the libraries that the releases of milestones need. Raises InputError if one is missing."""
-    from tinyllama.evaluate.evaluation import check_tasks
-    from tinyllama.release.formats import check_format_libraries
-
-    check_format_libraries(release.formats)
-    if release.tasks:
-        check_tasks(release.tasks)
 
 
 def check_recipe(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:

@@ -1,9 +1,9 @@
 """All stages of a recipe in turn: from raw text to a verified and evaluated release.
 
-The stages call the same functions as the commands, and print the results and their locations. Only the release is not
-compared with transformers when it is written, because the verification does this. A stage whose result is
-complete is not repeated, except the verification, which reads every file of the release again. If the stages are
-interrupted, calling them again resumes them.
+The stages call the same functions as the commands, and print the results and their locations. The stage of the release
+does not compare its files with transformers, because the verification does this. A stage whose result is complete is
+not repeated, except the verification, which reads every file of the release again. After an interruption the same call
+resumes the stages.
 """
 
 import shlex

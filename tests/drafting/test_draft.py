@@ -90,7 +90,7 @@ def test_drafted_recipe_passes_the_checks_before_training(
     fill(Path("mine"))
     init(["mine"], minutes, None, False, machine)
     recipe = Recipe.load("mine.yaml", {"data.workers": 1})
-    train_recipe_tokenizer(recipe, None, 16_000_000)
+    train_recipe_tokenizer(recipe)
     store = build_store(recipe)
     assert store is not None
     assert check_training(recipe) == []
@@ -161,7 +161,7 @@ def test_outputs_of_a_run_are_no_inputs(tmp_path: Path, monkeypatch: pytest.Monk
     many_characters(Path())
     path = init(["."], 1, Path("mine.yaml"), False, machine)
     overrides = {"data.workers": 1}
-    train_recipe_tokenizer(Recipe.load(path, overrides), None, 16_000_000)
+    train_recipe_tokenizer(Recipe.load(path, overrides))
     assert build_store(Recipe.load(path, overrides)) is not None
     write(Path("runs/mine/metrics.jsonl"), lines({"content": PROSE}))
     write(Path("runs/mine/README.md"), PROSE.encode())

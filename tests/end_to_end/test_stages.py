@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tests.conftest import python_sources, small_recipe, write_jsonl
+from tests.conftest import python_sources, small_recipe
 from tests.faults.commands import kill_at_write, run_command
-from tests.prepare.raw import COMPRESSIONS, write
+from tests.prepare.raw import COMPRESSIONS, lines, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli, hardware, stages
@@ -88,9 +88,8 @@ def write_own_data(folder: Path) -> None:
         write(folder / f"own/docs/{number % 3}/{number}.rst", text.encode())
     write(folder / "own/docs/logo.rst", b"\x89PNG\r\n\x1a\n\0\0")
     write(folder / "own/more/notes.md.gz", COMPRESSIONS[".gz"]("\n\n".join(texts[10:20]).encode()))
-    write_jsonl(folder / "own/rows.jsonl", [])
-    with (folder / "own/rows.jsonl").open("w") as file:
-        file.writelines(json.dumps({"id": number, "body": text}) + "\n" for number, text in enumerate(texts[20:30]))
+    rows = ({"id": number, "body": text} for number, text in enumerate(texts[20:30]))
+    write(folder / "own/rows.jsonl", lines(*rows))
     pq.write_table(pa.table({"code": texts[30:]}), folder / "own/code.parquet")
     fields = small_recipe(Path())
     fields["vocab_size"] = 600

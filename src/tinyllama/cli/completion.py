@@ -97,8 +97,8 @@ def completion_script(shell: str, commands: Mapping[str, Command]) -> str:
 def _field_options(model: type[BaseModel], prefix: str) -> list[Option]:
     """Return the fields of a part of a recipe as options, without those of the sources."""
     return [
-        Option(f"{prefix}{name}", _first_sentence(info.description or ""), True, _choices(info.annotation))
-        for name, info in field_infos(model)
+        Option(flag, _first_sentence(info.description or ""), True, _choices(info.annotation))
+        for flag, info in field_infos(model, prefix)
     ]
 
 

@@ -26,7 +26,7 @@ from tinyllama.drafting.sizes import (
     vocabulary_candidates,
     vocabulary_for,
 )
-from tinyllama.drafting.sources import DraftSource, draft_sources
+from tinyllama.drafting.sources import DraftSource, draft_sources, free_name
 from tinyllama.drafting.survey import SkippedFile, survey
 from tinyllama.errors import InputError
 from tinyllama.formatting import echo, format_bytes, format_count, format_duration, visible
@@ -69,8 +69,9 @@ class Draft:
 def draft_recipe(paths: Sequence[str], minutes: float, describe_machine: Callable[[], Machine], file: Path) -> Draft:
     """Look at folders and files, and return a recipe whose training takes about `minutes` on a machine.
 
-    `file` is the path of the recipe, from which the name of the run is derived. Raises InputError if the files contain
-    too little text, if no model fits into memory, and the same errors as `survey` and `draft_sources`.
+    `file` is the path of the recipe. The run has the file's name, with a number if a bundled recipe or a run has this
+    name. Raises InputError if the files contain too little text, if no model fits into memory, and the same errors as
+    `survey` and `draft_sources`.
     """
     if not 0 < minutes < 1e7:
         raise InputError(f"--minutes {minutes:g}: out of range; give a number of minutes such as 10")
@@ -87,7 +88,8 @@ def draft_recipe(paths: Sequence[str], minutes: float, describe_machine: Callabl
     fraction = validation_fraction_for(text_bytes)
     unique_tokens = text_bytes * (1 - fraction) / bytes_per_token
     shortest = min(source.text_bytes for source in sources) * fraction / bytes_per_token / 2
-    name = _free_name(file.stem)
+    bundled = bundled_recipes()
+    name = free_name(_valid_name(file.stem), lambda one: one in bundled or Path("runs", one).exists())
     about = {
         "paths": _comment(shlex.join(paths)),
         "file": _comment(shlex.quote(str(file))),
@@ -140,13 +142,6 @@ def default_file(path: str) -> Path:
 
 def _valid_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "mine"
-
-
-def _free_name(stem: str) -> str:
-    """Return a name for the run, from the name of the recipe's file, that no bundled recipe and no run has."""
-    name = _valid_name(stem)
-    taken = [name, *(f"{name}-{number}" for number in range(2, 1000))]
-    return next(one for one in taken if one not in bundled_recipes() and not Path("runs", one).exists())
 
 
 def _scalar(text: str) -> str:

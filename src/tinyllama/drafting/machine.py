@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import get_args
 
 import torch
 
@@ -12,8 +11,8 @@ from tinyllama.errors import InputError, warn_once
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, native_precision, spec_for_device
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.measure import measure_speed
-from tinyllama.recipe import Recipe, Release
-from tinyllama.release.formats import check_format_libraries
+from tinyllama.recipe import Recipe
+from tinyllama.release.formats import LIBRARIES, check_format_libraries
 
 _TASK = "hellaswag"
 _UNKNOWN_GPU = HardwareSpec("unknown GPU", 50e12, 25e12, 8e9, 10e9, 12.5e9, "assumed for the first of two estimates")
@@ -38,7 +37,7 @@ class Machine:
 def this_machine() -> Machine:
     """Return the properties of this machine; on a CPU, this measures the speed of matrix products for a second."""
     formats, missing = [], []
-    for name in get_args(get_args(Release.model_fields["formats"].annotation)[0]):
+    for name in LIBRARIES:
         try:
             check_format_libraries([name])
             formats.append(name)

@@ -21,8 +21,8 @@ def init(
 ) -> Path:
     """Write a recipe for folders and files, print the choices with their reasons, and return the path of the recipe.
 
-    `machine` describes the machine; it is called after the files were read.
-    Raises InputError if the recipe's file exists, unless `force` is true, and the same errors as `draft_recipe`.
+    `machine` returns the properties of the machine; it is called after the files are read. Raises InputError if the
+    recipe's file exists, unless `force` is true, and the same errors as `draft_recipe`.
     """
     if not paths:
         raise InputError("init: no folder or file is named; give those with your text, such as `tinyllama init docs`")

@@ -7,7 +7,7 @@ which `prepare` would stop.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -57,11 +57,6 @@ class DraftSource:
         return self.files[0].other_fields
 
     @property
-    def size(self) -> int:
-        """Size of its files in bytes."""
-        return sum(file.size for file in self.files)
-
-    @property
     def text_bytes(self) -> float:
         """Estimated size of its text in bytes."""
         return sum(file.text_bytes for file in self.files)
@@ -85,8 +80,9 @@ class DraftSource:
 def draft_sources(surveys: Sequence[Survey]) -> tuple[list[DraftSource], list[SkippedFile]]:
     """Return the sources for surveyed files, the largest first, and the files that no source uses.
 
-    Raises InputError if there is no file with text, if no glob separates the files from a file at which `prepare` would
-    stop, or if `prepare` would refuse the sources, for example because of two copies of a file.
+    Raises InputError if there is no file with text, or if no glob separates the files from a file at which `prepare`
+    would stop. Raises InputError also if `prepare` would refuse the sources, for example because of two copies of a
+    file.
     """
     skipped = [file for one in surveys for file in one.skipped]
     drafts = [draft for one in surveys for draft in _draft_folder(one, skipped)]
@@ -101,8 +97,7 @@ def draft_sources(surveys: Sequence[Survey]) -> tuple[list[DraftSource], list[Sk
     skipped += [SkippedFile(file.path, "little text compared with the rest") for file in dropped]
     named: dict[str, DraftSource] = {}
     for draft in kept:
-        names = chain([draft.name], (f"{draft.name}-{number}" for number in count(2)))
-        name = next(name for name in names if name not in named)
+        name = free_name(draft.name, named.__contains__)
         named[name] = replace(draft, name=name)
     sources = {name: draft.as_source() for name, draft in named.items()}
     check_sources_disjoint(sources, {name: list_files(name, source) for name, source in sources.items()})
@@ -132,6 +127,12 @@ def _draft_folder(survey: Survey, skipped: list[SkippedFile]) -> list[DraftSourc
     return drafts
 
 
+def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
+    """Return a name that is not taken: `name`, or else the first of NAME-2, NAME-3 and so on."""
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(one for one in names if not is_taken(one))
+
+
 def _base_name(survey: Survey) -> str:
     """Return the name of a surveyed folder, or of the surveyed file if there is only one."""
     if not survey.is_folder and len(survey.found) == 1:
@@ -146,7 +147,7 @@ def _source_name(*parts: str) -> str:
 
 
 def _without_rare_names(survey: Survey, skipped: list[SkippedFile]) -> list[FoundFile]:
-    """Return the text files, except those with an unknown ending that is rare here or mostly that of other files."""
+    """Return the text files, except those with an unknown ending that is rare, or that mostly other files have."""
     texts = [file for file in survey.found if file.format == "text"]
     if not survey.is_folder:
         return texts

@@ -97,9 +97,9 @@ class Survey:
 def survey(paths: Sequence[str], recipe: Path) -> list[Survey]:
     """Look at folders and files; files in one folder are surveyed together.
 
-    A folder that contains the file `recipe`, which `init` writes, is surveyed without files of the same ending, because
-    a change of the recipe would change the text. Raises InputError if a path does not exist, if a folder cannot be
-    read, or if a link leads back to its own folder.
+    A folder that contains the file `recipe`, which `init` writes, is surveyed without files of the same ending.
+    Otherwise, a change of the recipe would change the text. Raises InputError if a path does not exist, if a folder
+    cannot be read, or if a link leads back to its own folder.
     """
     named: dict[tuple[str, bool], list[str]] = defaultdict(list)
     folders = {Path(path).resolve() for path in paths if Path(path).is_dir()}
@@ -219,15 +219,15 @@ def _survey_text(path: str, size: int) -> FoundFile | SkippedFile:
     file, suffix = RawFile(Path(path), path, compression_of(path), _MAX_RATIO), split_suffixes(path)[1]
     chunk = next(iter_chunks(file), b"")
     text, is_code = decoded_beginning(chunk[:_HEAD_BYTES], len(chunk) <= _HEAD_BYTES), is_known_code(path)
-    reason = NOT_PROSE.get(suffix)
     if text is None:
-        reason = "binary, or not UTF-8"
-    elif not text.strip():
+        return SkippedFile(path, "binary, or not UTF-8")
+    reason = NOT_PROSE.get(suffix)
+    if not text.strip():
         reason = "empty"
     elif is_code and len(text) > _MAX_LINE_CHARACTERS * (text.count("\n") + 1):
         reason = "code with long lines, probably generated"
-    if reason or text is None:
-        return SkippedFile(path, reason or "")
+    if reason:
+        return SkippedFile(path, reason)
     num_bytes = decompressed_size(chunk, size, file.compression)
     if suffix == ".csv":
         with open_text(file) as lines:
@@ -236,11 +236,9 @@ def _survey_text(path: str, size: int) -> FoundFile | SkippedFile:
             return SkippedFile(path, f"columns are separated by {separator!r} instead of commas", is_refused=True)
         return _survey_columns(path, "csv", num_bytes, header)
     rows = _survey_lines(file, suffix, num_bytes) if suffix in JSON_ENDINGS or text.startswith("{") else None
-    if rows:
-        return replace(rows, size=size)
-    if suffix in JSON_ENDINGS:
+    if rows is None and suffix in JSON_ENDINGS:
         return SkippedFile(path, "JSON without a field of text in each line; lists and objects are not text")
-    return FoundFile(path, "text", size, num_bytes, 1, None, (), one_line(text), is_code)
+    return rows or FoundFile(path, "text", size, num_bytes, 1, None, (), one_line(text), is_code)
 
 
 def decoded_beginning(data: bytes, is_complete: bool) -> str | None:
@@ -286,8 +284,9 @@ def _survey_lines(file: RawFile, suffix: str, num_bytes: float) -> FoundFile | N
         return None
     chosen, others = names[0], tuple(names[1 : 1 + _MAX_OTHER_FIELDS])
     share = sum(len(text.encode()) for text in samples[chosen]) / line_bytes
-    documents = num_bytes * num_rows / line_bytes
-    return FoundFile(file.name, "jsonl", 0, num_bytes * share, documents, chosen, others, one_line(samples[chosen][0]))
+    documents, size = num_bytes * num_rows / line_bytes, file.local.stat().st_size
+    text_bytes, example = num_bytes * share, one_line(samples[chosen][0])
+    return FoundFile(file.name, "jsonl", size, text_bytes, documents, chosen, others, example)
 
 
 def _survey_columns(path: str, format: Format, num_bytes: float, columns: Sequence[str]) -> FoundFile | SkippedFile:

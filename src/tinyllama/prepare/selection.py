@@ -178,10 +178,10 @@ def sample_texts(recipe: Recipe, sample_bytes: int, sample: dict[str, SourceSamp
                     yield _counted(text, counts)
                 done += file.size
                 bar.show(done)
-            if fraction and not counts.documents:  # the source has so few documents that none was selected
+            if fraction and counts.usable_rows and not counts.documents:  # so few documents that none was selected
                 every = (
                     _sample_file(file.path, source, 1.0, recipe.data.validation_fraction, SourceSample())
-                    for file in (chosen[name] if counts.usable_rows else ())
+                    for file in chosen[name]
                 )
                 for text in islice(chain.from_iterable(every), 1):
                     yield _counted(text[: int(wanted[name])], counts)

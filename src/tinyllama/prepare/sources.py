@@ -140,9 +140,9 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
 
     A folder is searched for files with the endings of the source's format. A file that `path` names, or for text a file
     that a glob matches, is read whatever its ending. Files in the folder `runs` of the working directory are skipped
-    unless `path` is in this folder: training would change the files of a source.
-    Raises InputError if there is no file, if a file cannot be read or would be read twice, or if `include` or `exclude`
-    names a missing folder. Raises InputError also if a folder of Starcoderdata lacks the text column.
+    unless `path` is in this folder: training would change the files of a source. Raises InputError if there is no file,
+    if a file cannot be read, or if two files have the same text. Raises InputError also if `include` or `exclude` names
+    a missing folder, or if a folder of Starcoderdata lacks the text column.
     """
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []
