@@ -58,7 +58,8 @@ FP32 = {"train.precision": "fp32", "train.compile": "false"}
 FP16 = FP32 | {"train.precision": "fp16"}
 DETERMINISTIC = {"train.deterministic": "true"}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-GPU_BYTES_PER_RUN = 4_000_000_000
+BYTES_PER_RUN = 4_000_000_000
+"""Memory that a run may need: an assumption."""
 Runs = Mapping[str, Future[int]]
 """Runs by name. The result is the last step before SIGKILL, or else the number of steps."""
 
@@ -101,9 +102,9 @@ def attempt(check: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def simultaneous_runs(device: str) -> int:
-    """Return how many runs may train at the same time, by the number of cores and the GPU's free memory."""
+    """Return how many runs may train at the same time, by the number of cores and the memory of the device."""
     memory = torch.cuda.mem_get_info()[0] if device == "cuda" else hardware.total_memory_bytes()
-    return max(1, min(8, hardware.available_cpu_count(), memory // GPU_BYTES_PER_RUN))
+    return max(1, min(8, hardware.available_cpu_count(), memory // BYTES_PER_RUN))
 
 
 def gpu_environment(device: str) -> dict[str, str]:

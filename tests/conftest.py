@@ -25,6 +25,7 @@ from tests.fork_server import run_in_fork
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST, STAGING_DIR, CorpusSizes, write_corpus
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import Job, run_task
+from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 from tinyllama.release import engines
 from tinyllama.tokenizer.training import train_tokenizer, training_text
@@ -55,6 +56,12 @@ def nothing_that_may_crash() -> Iterator[None]:
     loaded = MAY_CRASH & sys.modules.keys() - REPORTED
     REPORTED.update(loaded)
     assert not loaded, "run it in a child process: see tests/release/native.py"
+
+
+@pytest.fixture(autouse=True)
+def shown_progress() -> None:
+    """Show progress, which a previous test or fixture of this process may have hidden with `--quiet`."""
+    set_quiet(False)
 
 
 @pytest.fixture(autouse=True, scope="session")

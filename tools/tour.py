@@ -1,8 +1,8 @@
 """Recorder of docs/tour.md: `python -m tools.tour FOLDER --origin "the documentation of …" --minutes 3`.
 
 The recorder copies the folder to a scratch folder, runs the commands of the tour there, takes screenshots of the live
-page while the model trains, and writes the page with what was printed. Only absolute paths are changed, and long output
-is shortened with a line that says so.
+page while the model trains, and writes the page with the output of the commands. Only absolute paths are changed, and
+a line with … replaces the middle of long output.
 """
 
 import argparse
@@ -168,7 +168,7 @@ def take_screenshot(address: str, name: str, element: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def live_page(run: Path) -> Iterator[str]:
-    """Serve the live page of a run with `tinyllama watch`, and return its address."""
+    """Serve the live page of a run with `tinyllama watch`, and yield its address."""
     command = ["tinyllama", "watch", str(run), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         found = re.search(r"http://\S+", server.stdout.readline() if server.stdout else "")

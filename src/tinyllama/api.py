@@ -170,9 +170,9 @@ def train_tokenizer(
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     """Check the recipe, print warnings, and write the recipe's token store, or complete an unfinished one.
 
-    The store is returned, or None if the work was submitted to Slurm. With `strict`, a file without a usable row is an
-    error. Raises InputError if a file cannot be read to its end, if the store was made with other settings, or if
-    training with the recipe, or the release of a milestone checkpoint, would fail.
+    The store is returned, or None if the work was submitted to Slurm. Raises InputError if a file cannot be read to its
+    end or if the store was made with other settings. With `strict`, also raises InputError if a file has few usable
+    rows. Also raises InputError if training with the recipe, or the release of a milestone checkpoint, would fail.
     """
     from tinyllama.preflight import check_recipe, load_tokenizer
     from tinyllama.prepare import pipeline
@@ -189,8 +189,8 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
     every rank calls this function. The first Ctrl-C saves a checkpoint at the end of the step and raises
     KeyboardInterrupt. The second one, and a Ctrl-C before the end of the first step, raises KeyboardInterrupt without a
-    new checkpoint, after the checkpoint that is being written is complete. Raises InputError if the store, the
-    tokenizer or an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
+    new checkpoint. A checkpoint that is being written is completed first. Raises InputError if the store, the tokenizer
+    or an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
     RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
     from tinyllama.preflight import check_training
@@ -274,9 +274,9 @@ def evaluate_model(
     """Evaluate a model on one or several of lm-eval's tasks, save the scores next to the model, and return them.
 
     With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of solved examples
-    before each item, by default the task's own number. `batch_size` is for models that are no Llama 2. The model card
-    of a release is updated. Under torchrun, ranks other than 0 return None. Raises InputError if the model, a task, its
-    data or lm-eval is not available.
+    before each item, by default the task's own number. `batch_size` applies only to models other than Llama 2. The
+    model card of a release is updated. Under torchrun, ranks other than 0 return None. Raises InputError if the model,
+    a task, its data or lm-eval is not available.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
     from tinyllama.loading import model_path

@@ -100,8 +100,8 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
 def select_device(local_rank: int) -> torch.device:
     """Return the rank's GPU, or the CPU if the machine has no GPU or CUDA_VISIBLE_DEVICES is empty.
 
-    Raises InputError if the machine has fewer GPUs than ranks, or if torch cannot use the machine's NVIDIA GPU, because
-    computing on the CPU would be very slow.
+    Raises InputError if the machine has fewer GPUs than ranks. Also raises InputError if torch cannot use the machine's
+    NVIDIA GPU, because computing on the CPU would be very slow.
     """
     if torch.cuda.is_available():
         if local_rank >= (count := torch.cuda.device_count()):

@@ -51,7 +51,7 @@ class CommandAbort(KeyboardInterrupt):
 
 
 class CommandStopped(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1 in a command. Like Ctrl-C, this is no `Exception`, which handlers of errors could catch."""
+    """SIGTERM or SIGUSR1 in a command; not a subclass of Exception, which handlers of errors would catch."""
 
     def __init__(self, signal: str) -> None:
         super().__init__(f"{signal}: stopped; rerun the same command to resume")

@@ -106,7 +106,7 @@ def format_table(
 
     Columns are left-aligned, except those whose head is in `right`. If `head` consists of empty strings, no head is
     shown. On a terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which
-    `echo` would escape; title and head have no style. Elsewhere cells wrap at `max_width` characters, or not at all if
+    `echo` would escape. Title and head have no style. Elsewhere cells wrap at `max_width` characters, or not at all if
     `max_width` is None.
     """
     from rich.console import Console  # noqa: PLC0415

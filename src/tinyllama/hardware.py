@@ -46,7 +46,7 @@ class HardwareSpec:
     assumed_mfu: float = 0.5
     """MFU that `plan` assumes for the 1.1B model without a measurement: an estimate."""
     capability: tuple[int, int] = (8, 0)
-    """CUDA compute capability. The default is the lowest one with bf16, and also serves newer GPUs."""
+    """CUDA compute capability; (8, 0) for all GPUs with bf16."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:

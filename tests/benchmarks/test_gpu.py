@@ -167,9 +167,9 @@ def test_an_error_of_a_configuration_fails_its_check_unless_it_is_expected(gpu):
     assert "passed" not in gpu_speed.failure(InputError("train.float8: not supported"))
 
 
-def test_a_configuration_leaves_no_model_in_memory():
-    """In a process of its own, because other tests of this process fork, and FSDP starts threads."""
-    program = Path(__file__).with_name("left_models.py")
+def test_no_model_of_a_configuration_remains_in_memory():
+    """Run in a separate process: after FSDP, other tests cannot train in a fork of the process."""
+    program = Path(__file__).with_name("models_in_memory.py")
     done = subprocess.run(
         [sys.executable, program],
         env=os.environ | {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"},
@@ -177,7 +177,7 @@ def test_a_configuration_leaves_no_model_in_memory():
         text=True,
         check=False,
     )
-    assert done.stdout.splitlines()[-1:] == ["passed: True, left: [None]"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["passed: True, models in memory: [None]"], done.stderr
 
 
 def test_configurations_that_would_not_end_in_time_are_not_started(gpu, monkeypatch):

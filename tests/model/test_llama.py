@@ -195,7 +195,7 @@ def test_compiled_activation_checkpointing_saves_memory(
     ],
     ids=["list", "1-D", "float", "beyond the vocabulary", "negative", "long"],
 )
-def test_wrong_input_is_refused_with_what_to_give(ids: Any, message: str) -> None:
+def test_wrong_input_is_refused_with_the_remedy(ids: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(CONFIGS["gqa"])(ids)
 

@@ -30,7 +30,6 @@ from tests.train.single_process import load_recipe
 
 from tinyllama import cli
 from tinyllama.errors import INTERRUPTED_STATUS
-from tinyllama.progress import set_quiet
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
@@ -120,6 +119,14 @@ def assert_saved_by(training: TrainingProcess, name: str, step: int) -> None:
     assert (last["event"], last["step"], last["signal"]) == ("signal", step, name)
 
 
+def press_ctrl_c(training: TrainingProcess, wait: Fault, step: int) -> None:
+    """Press Ctrl-C while the fault `wait` holds a step; end the step after the message."""
+    training.wait_until_injected(wait)
+    training.send_signal(signal.SIGINT)
+    training.wait_until(lambda: f"finishing step {step}" in training.output(), "the message, during the step")
+    training.resume_waiting()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_saves_and_exits_with_the_requeue_status(
     small: Path, work_dir: Path, reference_run: Path, number: signal.Signals
@@ -143,16 +150,12 @@ def test_first_ctrl_c_saves_and_the_run_resumes_at_that_step(
 ) -> None:
     wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
     with start_training(small, work_dir, faults=[wait]) as training:
-        training.wait_until_injected(wait)
-        training.send_signal(signal.SIGINT)
-        training.wait_until(lambda: "finishing step 14" in training.output(), "the message, during the step")
-        training.resume_waiting()
+        press_ctrl_c(training, wait, 14)
         assert training.end() == INTERRUPTED_STATUS, training.output()
         (line,) = training.error_lines()
         assert "Ctrl-C" in line and "from step 14 (0 steps lost)" in line
     assert newest_step(training.run) == 14
     assert (read_events(training.run)[-1]["event"], event_steps(training.run)[-1]) == ("interrupted", 14)
-    set_quiet(False)  # earlier tests of this process may have used --quiet
     train(load_recipe(small))
     assert "resuming from step 14 of 40" in capfd.readouterr().err
     assert_same_run(training.run, reference_run)
@@ -163,10 +166,7 @@ def test_second_ctrl_c_aborts_without_waiting_for_the_checkpoint(small: Path, wo
     wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
     with start_training(small, work_dir, faults=[saving, wait]) as training:
         training.wait_until_injected(saving)
-        training.wait_until_injected(wait)
-        training.send_signal(signal.SIGINT)
-        training.wait_until(lambda: "finishing step 14" in training.output(), "the message")
-        training.resume_waiting()
+        press_ctrl_c(training, wait, 14)
         training.wait_until(lambda: has_metrics(training.run, 14), "the end of the step")
         training.send_signal(signal.SIGINT)
         assert training.end() == INTERRUPTED_STATUS, training.output()
@@ -179,10 +179,7 @@ def test_second_ctrl_c_aborts_without_waiting_for_the_checkpoint(small: Path, wo
 def test_ctrl_c_in_the_last_step_saves_and_a_rerun_finishes_the_run(small: Path, work_dir: Path) -> None:
     wait = fault_in_batch(load_recipe(small), "wait", 39, 3)
     with start_training(small, work_dir, faults=[wait]) as training:
-        training.wait_until_injected(wait)
-        training.send_signal(signal.SIGINT)
-        training.wait_until(lambda: "finishing step 40" in training.output(), "the message, during the step")
-        training.resume_waiting()
+        press_ctrl_c(training, wait, 40)
         assert training.end() == INTERRUPTED_STATUS, training.output()
         (line,) = training.error_lines()
         assert "Ctrl-C" in line and "resumes" not in line
@@ -221,10 +218,7 @@ def test_signal_to_one_rank_or_to_torchrun_saves_on_all(
     assert_saved_by(training, "a signal to another rank", 14)
     (tmp_path / "go").unlink()
     with start_training(small, tmp_path, ranks=2, faults=[second]) as training:
-        training.wait_until_injected(second)
-        training.send_signal(signal.SIGINT)
-        training.wait_until(lambda: "finishing step 25" in training.output(), "the message of rank 0")
-        training.resume_waiting()
+        press_ctrl_c(training, second, 25)
         training.end()
         line = training.error_lines()[-1]
         assert "Ctrl-C" in line and "from step 25 (0 steps lost)" in line

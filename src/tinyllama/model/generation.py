@@ -78,11 +78,12 @@ def generate(
         raise InputError(
             f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
-    check_ids(torch.tensor([prompt]), model.vocab_size, context)
+    ids = torch.tensor([prompt])
+    check_ids(ids, model.vocab_size, context)  # on the CPU, because the ids of a tensor on a GPU are not checked
     device = model.device
     random = torch.Generator(device).manual_seed(sampling.seed)
     caches = model.new_caches(1, context)
-    ids = torch.tensor([prompt], device=device)
+    ids = ids.to(device)
     seen = ids[0]
     for _ in range(min(max_new_tokens, context - len(prompt))):
         with sdpa_kernel(INFERENCE_KERNELS):

@@ -268,8 +268,8 @@ class Llama(nn.Module):
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens.
 
-        Raises InputError if `ids` has another type or shape, if an id is outside the vocabulary (checked only on the
-        CPU), or if the cached tokens and `ids` exceed the context.
+        Raises InputError if `ids` has another type or shape, or if the cached tokens and `ids` exceed the context. On
+        the CPU, also raises InputError if an id is outside the vocabulary.
         """
         if not torch.compiler.is_compiling():  # the values are unknown, and a limit would restrict the compiled shapes
             check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)

@@ -230,7 +230,7 @@ def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
 
 
 def _read_first_document(name: str, source: Source) -> str:
-    """Describe a source's files and its first document; remote files, which are read as a whole, are only listed."""
+    """Describe a source's files and its first document; remote files are only listed, to avoid their download."""
     files = list_files(name, source)
     listed = f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}"
     if is_remote(source.path):

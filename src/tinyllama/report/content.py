@@ -173,10 +173,8 @@ def _is_valid(row: Json) -> bool:
 
 def _describe_invalid_row(run: RunDir) -> str:
     for number, row in numbered_rows(run.metrics_path):
-        if not isinstance(row, dict):
-            continue
         place, remedy = f"{run.metrics_path}:{number}", "correct or delete the line"
-        if not isinstance(row.get("step"), int):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             return f"{place}: not a row with a step; {remedy}"
         for name in METRICS:
             if not isinstance(row.get(name), int | float | None):

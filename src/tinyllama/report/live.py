@@ -42,7 +42,7 @@ def watch(runs: Sequence[Path] = (), port: int | None = None, browser: bool = Tr
     with server, contextlib.suppress(KeyboardInterrupt):
         address = f"http://{_HOST}:{server.server_port}/"
         echo(f"watching {', '.join(page.selected)}: {address} (Ctrl-C ends it)")
-        # Without a display, webbrowser would start a text browser, which takes over the terminal.
+        # Without a display, webbrowser would start a text browser in the terminal.
         if browser and {"BROWSER", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
             # Some browsers return only when the user closes them, so the page must be served in the meantime.
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -107,9 +107,9 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSignals | None) -> Iterator[Heartbeat]:
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    With `signals`, the limit after a stop signal is twice the longest time between two heartbeats so far, but at least
-    five seconds, and the exit status is REQUEUE_STATUS. The reason is that a process that waits for a dead peer in a
-    collective cannot handle the signal. A stop signal before the first heartbeat changes neither value. `on_hang`
+    With `signals`, a stop signal reduces the limit to twice the longest time between two heartbeats so far, but not
+    below five seconds. The exit status is then REQUEUE_STATUS. The reason is that a process that waits for a dead peer
+    in a collective cannot handle the signal. A stop signal before the first heartbeat changes neither value. `on_hang`
     receives the limit in seconds. The watchdog is a thread, because an exception cannot interrupt a main thread that
     waits in a collective.
     """

@@ -2,9 +2,9 @@
 
 The scale multiplies the loss before the backward pass, and the gradient is divided by it before clipping. All scales
 are powers of two, so the division is exact. The rules and the constants are those of torch.amp.GradScaler (Micikevicius
-et al. 2018, arXiv:1710.03740, section 3.2), with two exceptions: a loss that is not finite leaves the scale unchanged,
-and the scale does not fall below 1. GradScaler itself keeps its state on the GPU, so the training loop would wait for
-the GPU twice per step. The gradient norm, which the loop reads anyway, contains the same information.
+et al. 2018, arXiv:1710.03740, section 3.2). There are two exceptions: a loss that is not finite does not change the
+scale, and the scale does not fall below 1. GradScaler itself keeps its state on the GPU, so the training loop would
+wait for the GPU twice per step. The gradient norm, which the loop reads anyway, contains the same information.
 """
 
 import math

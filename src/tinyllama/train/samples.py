@@ -82,7 +82,7 @@ def _document_beginnings(split: Split, tokenizer: Tokenizer, are_tails: bool) ->
 def _beginning(text: str) -> str | None:
     """Return the first line of a text, or else its first words: _MIN_CHARACTERS to _MAX_CHARACTERS characters.
 
-    The beginning is at most half of the text, so that something is left to complete. Return None if the text is too
+    The beginning is at most half of the text, so that the model can complete the rest. Return None if the text is too
     short, or if its beginning contains bytes that are not UTF-8 or control characters.
     """
     text = "".join(itertools.takewhile(_is_readable, text.replace("\r\n", "\n").strip()))
@@ -123,7 +123,7 @@ def _complete_prompt(model: Llama, tokenizer: Tokenizer, prompt: str, heartbeat:
 
     Otherwise, a rank whose completions end early would not take part in the other ranks' forward passes.
     """
-    prompt_ids, device = _prompt_ids(prompt, tokenizer), model.embedding.weight.device
+    prompt_ids, device = _prompt_ids(prompt, tokenizer), model.device
     num_tokens = min(SAMPLE_TOKENS, model.config.context_length - len(prompt_ids))
     caches = model.new_caches(len(_SAMPLINGS), len(prompt_ids) + num_tokens)
     random = torch.Generator(device).manual_seed(SAMPLE_SEED)

@@ -1,4 +1,4 @@
-"""Measures a sharded configuration of check-gpu on a CPU, and prints what is left of its model."""
+"""Measures a sharded configuration of check-gpu on a CPU, and prints the models that remain in memory."""
 
 import importlib
 import weakref
@@ -11,7 +11,7 @@ from tinyllama.model.llama import Llama
 gpu_speed = importlib.import_module("gpu_speed")
 timed_model, release_memory = gpu_speed.timed_model, gpu_speed.release_memory
 models: list["weakref.ref[Llama]"] = []
-left: list[Llama | None] = []
+remaining: list[Llama | None] = []
 
 
 def _record(*arguments):
@@ -22,11 +22,11 @@ def _record(*arguments):
 
 def _release_and_check():
     release_memory()
-    left.extend(model() for model in models)
+    remaining.extend(model() for model in models)
 
 
 gpu_speed.timed_model, gpu_speed.release_memory = _record, _release_and_check  # type: ignore[attr-defined]
 changes = {"sharded": True}
 recipe = gpu_speed.load_recipe("tinyllama-1.1b", "cpu", changes)
 row = gpu_speed.measure(recipe, torch.device("cpu"), PEAKS, changes)
-print(f"passed: {row['passed']}, left: {left}")
+print(f"passed: {row['passed']}, models in memory: {remaining}")
