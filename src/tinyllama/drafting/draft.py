@@ -177,7 +177,7 @@ def _render(fields: dict[str, Any], sizes: Sizes, speed: float, machine: Machine
     """
     length = sizes.shape.model.context_length
     checkpoint_steps = round(_CHECKPOINT_SECONDS * speed / (sizes.batch_sequences * length))
-    validate_every = max(1, sizes.steps // 8)
+    validate_every = -(-sizes.steps // 8)
     model = sizes.shape.model.model_dump(include={"dim", "layers", "heads", "kv_heads", "ffn_dim", "context_length"})
     fields = fields | {
         "model": model | {"tie_embeddings": json.dumps(sizes.shape.model.tie_embeddings)},
@@ -189,7 +189,7 @@ def _render(fields: dict[str, Any], sizes: Sizes, speed: float, machine: Machine
         "validate_every_steps": validate_every,
         # Validation takes about 5 % of the time: a forward pass costs a third of a training step.
         "validation_sequences": min(_MAX_VALIDATION_SEQUENCES, max(16, sizes.batch_sequences * validate_every // 7)),
-        "checkpoint_every_steps": max(1, min(sizes.steps // 4, checkpoint_steps)),
+        "checkpoint_every_steps": max(1, min(-(-sizes.steps // 4), checkpoint_steps)),
     }
     template = (resources.files("tinyllama") / "drafting" / "recipe.yaml.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
