@@ -206,6 +206,11 @@ def _stop_signal_handlers(
             signal.set_wakeup_fd(previous_wakeup)
 
 
+def user_cache_folder() -> Path:
+    """Return the folder of this user's caches, below XDG_CACHE_HOME; raises RuntimeError if the user has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "tinyllama"
+
+
 def use_private_compile_cache() -> None:
     """Make torch.compile store its code in this user's cache folder instead of /tmp, which all users can write to.
 
@@ -218,8 +223,7 @@ def use_private_compile_cache() -> None:
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folder = base / "tinyllama" / "torchinductor"
+        folder = user_cache_folder() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     except (OSError, RuntimeError):  # RuntimeError: the user has no home

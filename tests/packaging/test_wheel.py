@@ -63,7 +63,7 @@ def test_installed_wheel_works_without_checkout(installed: Path) -> None:
     tinyllama, describe = installed / "venv/bin/tinyllama", Path(__file__).with_name("describe_installation.py")
     found = json.loads(run(installed / "venv/bin/python", "-P", describe, folder=installed))
     assert Path(found["file"]).is_relative_to(installed)
-    assert {"", "clean", "evaluate", "float8", "formats", "offline", "ray", "track"} == set(found["unmet"])
+    assert {"", "clean", "evaluate", "float8", "formats", "ray", "track"} == set(found["unmet"])
     assert not found["unmet"][""]
     assert "tokenizer train" in run(tinyllama, "--help", folder=installed)
     assert "train.tokens" in run(tinyllama, "train", "demo", "--help", folder=installed)

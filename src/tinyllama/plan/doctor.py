@@ -21,6 +21,7 @@ from tinyllama import preflight
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import select_device
 from tinyllama.errors import InputError
+from tinyllama.evaluate.items import FETCH_COMMAND
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes, format_table, print_json
 from tinyllama.hardware import FP16_ON_CPU_WARNING, HardwareSpec, check_bf16
@@ -51,7 +52,6 @@ _EXTRAS = {
     "evaluate": "for scores",
     "float8": "for train.float8",
     "formats": "for GGUF and CTranslate2, and to verify releases",
-    "offline": "for the evaluation tasks' items without the hub",
     "ray": "for data.executor: ray",
     "track": "for track.wandb and track.tensorboard",
 }
@@ -164,7 +164,8 @@ def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
         unmet = ", ".join(system.unmet[extra])
         remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
         yield _result("extras", extra, unmet or "installed", remedy)
-    yield _result("extras", "items without the hub", ", ".join(system.offline_tasks) or "none")
+    items = ", ".join(system.offline_tasks) or f"none; the first evaluation or `{FETCH_COMMAND}` downloads them"
+    yield _result("extras", "evaluation items", items)
 
 
 def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
@@ -283,12 +284,12 @@ def _check_tasks(tasks: tuple[str, ...], system: SystemInfo) -> Iterator[CheckRe
 
     result = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
     yield result
-    on_hub = [task for task in tasks if task not in system.offline_tasks]
-    if result.status == "ok" and on_hub:
-        remedy = 'a connection, or for most tasks pip install "tinyllama[offline]"'
-        yield _recipe_result("items of the tasks", f"from the hub: {', '.join(on_hub)}; {remedy}", "warning")
+    missing = [task for task in tasks if task not in system.offline_tasks]
+    if result.status == "ok" and missing:
+        remedy = f"a connection at the first evaluation, or for most tasks `{FETCH_COMMAND}` before it"
+        yield _recipe_result("items of the tasks", f"not on this machine: {', '.join(missing)}; {remedy}", "warning")
     elif result.status == "ok":
-        yield _recipe_result("items of the tasks", "installed")
+        yield _recipe_result("items of the tasks", "on this machine")
 
 
 def _check_executor(executor: str, system: SystemInfo) -> CheckResult:

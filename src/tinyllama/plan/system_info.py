@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
+from tinyllama.evaluate.items import OFFLINE_TASKS, available_offline
 from tinyllama.hardware import FLOAT8_CAPABILITY, available_cpu_count
 
 _DEVELOPER_EXTRAS = ("all", "dev")
@@ -81,7 +82,7 @@ class SystemInfo:
     unmet: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Unmet requirements of each extra, and of the package itself under `""`."""
     offline_tasks: tuple[str, ...] = ()
-    """Evaluation tasks whose items are installed."""
+    """Evaluation tasks whose items are on this machine, apart from the hub's cache."""
 
 
 def probe() -> SystemInfo:
@@ -106,7 +107,7 @@ def probe() -> SystemInfo:
         attention=_working_attention_kernels(torch.device("cuda" if properties else "cpu")),
         backends=tuple(name for name, is_available in backends.items() if dist.is_available() and is_available()),
         unmet=unmet_requirements("tinyllama"),
-        offline_tasks=_offline_tasks(),
+        offline_tasks=tuple(filter(available_offline, OFFLINE_TASKS)),
     )
 
 
@@ -151,11 +152,3 @@ def _unmet(requirement: Requirement) -> str | None:
     if requirement.specifier.contains(installed, prereleases=True):
         return None
     return f"{requirement.name} is {installed}, not {requirement.specifier}"
-
-
-def _offline_tasks() -> tuple[str, ...]:
-    try:
-        from tinyllama.evaluate.tasks import OFFLINE_TASKS, available_offline  # noqa: PLC0415 - needs an extra
-    except ModuleNotFoundError:
-        return ()
-    return tuple(filter(available_offline, OFFLINE_TASKS))
