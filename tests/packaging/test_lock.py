@@ -43,7 +43,7 @@ def test_python_versions_match_documentation() -> None:
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
 
 
-@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("python", [*PYTHONS, "3.14"])
 def test_requirements_are_locked_within_bounds(python: str) -> None:
     pins = locked(python)
     wrong = [
