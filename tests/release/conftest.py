@@ -50,6 +50,7 @@ def recipe_fields(small: Path, raw: Path) -> dict[str, Any]:
     fields = small_recipe(small)
     fields["data"] |= {
         "store": str(raw / "store"),
+        "validation_fraction": 0.3,
         "sources": {
             "prose": {
                 "format": "slimpajama", "path": str(raw / "slimpajama"), "weight": 3, "exclude": ["RedPajamaGithub"],

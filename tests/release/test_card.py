@@ -71,7 +71,9 @@ def test_embedded_corpus_is_not_called_slimpajama(run: Path, raw: Path) -> None:
     finally:
         marker.unlink()
     assert ModelCard(card).data.get("datasets") is None
-    rows = [line for line in card.splitlines() if line.startswith("| prose |")]  # one per split
+    rows = [
+        line for line in card.partition("## Scores")[0].splitlines() if line.startswith("| prose |")
+    ]  # one per split
     assert rows
     assert all("| embedded corpus without RedPajamaGithub |" in row for row in rows)
     assert "trained on the embedded corpus of tinyllama" in card
@@ -167,7 +169,8 @@ def test_samples_are_those_of_the_release_and_stay_in_their_block(released: Path
 
 def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
     card, manifest = card_of(released), read_json(raw / "store/manifest.json")
-    rows = [line.split(" | ") for line in card.splitlines() if line.startswith(("| prose |", "| notes |"))]
+    data = card.partition("## Scores")[0].splitlines()
+    rows = [line.split(" | ") for line in data if line.startswith(("| prose |", "| notes |"))]
     found = {(cells[0].strip("| "), cells[3]): cells[2:] for cells in rows}
     for name, share in (("prose", "75.0%"), ("notes", "25.0%")):
         for split, entry in manifest["sources"][name]["splits"].items():
