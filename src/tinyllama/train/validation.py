@@ -117,6 +117,7 @@ def validate(
     sequences of several sources.
     """
     sequences, device = validation_set.sequences, world.device
+    length = sequences.shape[1] - 1
     passes = -(-len(sequences) // (micro_batch_size * world.size))
     nats = torch.zeros((), dtype=torch.float64)
     sequence_nats = torch.zeros(len(sequences), dtype=torch.float64, device=device)
@@ -130,13 +131,12 @@ def validate(
         nats += model.loss(padded[:, :-1], targets, token_nats=token_nats).double().cpu()
         sequence_nats[start : start + len(part)] = token_nats.view(targets.shape).sum(1, dtype=torch.float64)
         heartbeat()
-    sums = all_reduce_sum(torch.cat((nats[None].to(device), sequence_nats)), world).cpu()
+    total = all_reduce_sum(nats.to(device), world).item()
     counts, sizes = zip(*validation_set.sources.values(), strict=True)
-    total, *sums_by_source = (part.sum().item() for part in sums.split([1, *counts]))
-    length = sequences.shape[1] - 1
+    parts = all_reduce_sum(sequence_nats, world).cpu().split(counts)
     sources = {
-        name: ValidationScore(found / (count * length), found / math.log(2) / num_bytes)
-        for name, count, num_bytes, found in zip(validation_set.sources, counts, sizes, sums_by_source, strict=True)
+        name: ValidationScore(part.mean().item() / length, part.sum().item() / math.log(2) / num_bytes)
+        for name, part, num_bytes in zip(validation_set.sources, parts, sizes, strict=True)
         if num_bytes  # a sequence may consist of BOS and EOS
     }
     return ValidationScore(total / (len(sequences) * length), total / math.log(2) / sum(sizes), sources)
