@@ -63,12 +63,14 @@ def test_import_of_torch_free_names_and_reading_of_runs_do_not_load_torch(tmp_pa
 def test_metrics_are_columns_with_nan_for_missing_numbers(tmp_path: Path) -> None:
     run_dir, log = new_run(tmp_path)
     write_steps(log, 1, 2)
-    write_steps(log, 3, 3, validation_loss=2.5, skipped="loss is nan", loss=None)
+    by_source = {"validation_loss/a-b": 2.25}
+    write_steps(log, 3, 3, validation_loss=2.5, skipped="loss is nan", loss=None, **by_source)
     metrics = tinyllama.Run.open(run_dir.path).metrics
     assert metrics["step"].tolist() == [1, 2, 3]
     assert metrics["step"].dtype == np.int64
     np.testing.assert_array_equal(metrics["loss"], [9, 5, np.nan])
     np.testing.assert_array_equal(metrics["validation_loss"], [np.nan, np.nan, 2.5])
+    np.testing.assert_array_equal(metrics["validation_loss/a-b"], [np.nan, np.nan, 2.25])
     assert metrics["skipped"].tolist() == ["", "", "loss is nan"]
 
 

@@ -28,7 +28,8 @@ def test_loss_and_gradients_are_those_of_torch_for_every_chunk_size(
     hidden = (8 * torch.randn(TOKENS, DIM, generator=random)).requires_grad_()
     weight = torch.randn(VOCAB, DIM, generator=random).requires_grad_()
     targets = torch.randint(VOCAB, (TOKENS,), generator=random)
-    nats = loss.linear_cross_entropy(hidden, weight, targets, Z_LOSS)
+    token_nats = torch.empty(TOKENS)
+    nats = loss.linear_cross_entropy(hidden, weight, targets, Z_LOSS, token_nats=token_nats)
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     logits = exact[0] @ exact[1].T
     expected = F.cross_entropy(logits, targets, reduction="sum")
@@ -36,6 +37,7 @@ def test_loss_and_gradients_are_those_of_torch_for_every_chunk_size(
     found = [nats.detach(), *torch.autograd.grad(nats, (hidden, weight))]
     for one, other in zip(found, [expected.detach(), *torch.autograd.grad(with_z_loss, exact)], strict=True):
         assert relative_error(one, other) < 1e-5
+    assert relative_error(token_nats, F.cross_entropy(logits, targets, reduction="none").detach()) < 1e-5
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -59,6 +59,21 @@ def test_sparse_metric_keeps_its_tokens() -> None:
     assert curve.mean.tolist() == [1, 50, 100]
 
 
+@pytest.mark.parametrize("first", [3, 5000, 100_000], ids=["first chunk", "later chunk", "after merging"])
+def test_columns_of_sources_that_begin_late_become_curves(first: int) -> None:
+    rows = rows_of([3.0] * 120_000)
+    for step in range(first, 120_001, 1000):
+        rows[step - 1] |= {"validation_loss": 2.0, "validation_loss/a": 2.5, "validation_bits_per_byte/a": step / 1000}
+    rows[0] |= {"validation_loss": 2.0}  # a run of an earlier version
+    found = summarize_metrics(rows)
+    assert found.sources == ["a"]
+    curve = found.curves["validation_bits_per_byte/a"]
+    assert (curve.mean * curve.count).sum() == pytest.approx(sum(range(first, 120_001, 1000)) / 1000)
+    assert (curve.tokens[0], curve.low[0]) == (10 * first, first / 1000)
+    assert found.newest["validation_loss/a"][1] == 2.5
+    assert len(found.curves["loss"]) <= MAX_BINS and found.curves["loss"].count.sum() == 120_000
+
+
 def test_newest_values_duration_and_skips() -> None:
     rows = rows_of([3.0] * 9998 + [2.5, None])
     for row in rows:

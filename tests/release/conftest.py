@@ -50,6 +50,7 @@ def recipe_fields(small: Path, raw: Path) -> dict[str, Any]:
     fields = small_recipe(small)
     fields["data"] |= {
         "store": str(raw / "store"),
+        "validation_fraction": 0.3,
         "sources": {
             "prose": {
                 "format": "slimpajama", "path": str(raw / "slimpajama"), "weight": 3, "exclude": ["RedPajamaGithub"],
@@ -108,7 +109,9 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
         for step in range(1, recipe.train.steps + 1)
     ]
     rows[9] |= {"validation_loss": 5.75, "validation_bits_per_byte": 3.25}
-    rows[39] |= {"validation_loss": 4.25, "validation_bits_per_byte": 2.125}
+    rows[39] |= {"validation_loss": 4.25, "validation_loss/prose": 4.0, "validation_loss/notes": 5.0}
+    rows[39] |= {"validation_bits_per_byte": 2.125, "validation_bits_per_byte/prose": 2.0}
+    rows[39] |= {"validation_bits_per_byte/notes": 2.5}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

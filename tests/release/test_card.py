@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from tests.release.conftest import evaluation
 
 from tinyllama import cli
+from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
@@ -23,6 +24,7 @@ from tinyllama.release.card import render_card, update_card
 from tinyllama.release.metadata import mean_of_seven
 from tinyllama.release.release import release_run
 from tinyllama.runs.run_dir import RunDir
+from tinyllama.train.validation import read_validation_sequences
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,9 @@ def test_embedded_corpus_is_not_called_slimpajama(run: Path, raw: Path) -> None:
     finally:
         marker.unlink()
     assert ModelCard(card).data.get("datasets") is None
-    rows = [line for line in card.splitlines() if line.startswith("| prose |")]  # one per split
+    rows = [
+        line for line in card.partition("## Scores")[0].splitlines() if line.startswith("| prose |")
+    ]  # one per split
     assert rows
     assert all("| embedded corpus without RedPajamaGithub |" in row for row in rows)
     assert "trained on the embedded corpus of tinyllama" in card
@@ -131,6 +135,9 @@ def test_training_table_has_the_recipe(released: Path) -> None:
         "Xeon 6, 8 cores, 4 threads; fp32 peak 0.25 TFLOP/s per rank, measured; then 2 x NVIDIA L4; fp32 peak not known"
     )
     assert "Validation at step 40: **2.1250 bits per byte**" in card
+    validated = read_validation_sequences(recipe, TokenStore.open(recipe.data.store))
+    prose, notes = (f"{64 * len(sequences):,}" for sequences in validated.values())
+    assert f"\n| prose | {prose} | 4.0000 | 2.0000 |\n| notes | {notes} | 5.0000 | 2.5000 |\n" in card
 
 
 def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None:
@@ -138,6 +145,7 @@ def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None
     text = "".join(json.dumps(row | {"tokens_per_second": 384 / 90}) + "\n" for row in rows)
     (run / "metrics.jsonl").write_text(text)
     card = card_of(release_run(run, step=10))
+    assert "| validation tokens |" not in card  # a row of an earlier version
     assert row_of(card, "training time")[1] == "15 min, without validation, checkpoints and interruptions"
 
 
@@ -161,7 +169,8 @@ def test_samples_are_those_of_the_release_and_stay_in_their_block(released: Path
 
 def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
     card, manifest = card_of(released), read_json(raw / "store/manifest.json")
-    rows = [line.split(" | ") for line in card.splitlines() if line.startswith(("| prose |", "| notes |"))]
+    data = card.partition("## Scores")[0].splitlines()
+    rows = [line.split(" | ") for line in data if line.startswith(("| prose |", "| notes |"))]
     found = {(cells[0].strip("| "), cells[3]): cells[2:] for cells in rows}
     for name, share in (("prose", "75.0%"), ("notes", "25.0%")):
         for split, entry in manifest["sources"][name]["splits"].items():

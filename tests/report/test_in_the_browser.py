@@ -56,7 +56,7 @@ def test_page_loads_alone_and_fits_the_screen(report: Path, scheme: Scheme, size
         # A phone's innerWidth grows with elements that are too wide for it.
         assert page.evaluate("document.scrollingElement.scrollWidth") == size[0]
         plots = list(visible_plots(page))
-        assert len(plots) == 9  # loss, comparison, scores, six small ones; each in one of its sizes
+        assert len(plots) == 10  # loss, comparison, scores, seven small ones; each in one of its sizes
         assert all(plot["width"] > 250 and plot["height"] > 130 for plot in plots)
         assert all(plot["lines"] >= 1 for plot in plots)
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -115,7 +115,7 @@ def test_samples_are_a_timeline_of_escaped_text(report: Path) -> None:
 def test_report_is_complete_without_its_script(report: Path) -> None:
     with opened(report, runs_scripts=False) as seen:
         page = seen.page
-        assert len(list(visible_plots(page))) == 9
+        assert len(list(visible_plots(page))) == 10
         line = page.locator("#chart-loss svg.wide .training .line:visible")
         linear = line.get_attribute("d")
         page.locator("#chart-loss .switch input").check()

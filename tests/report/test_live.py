@@ -134,6 +134,9 @@ def test_values_appear_under_the_pointer_and_follow_the_run(training: Path) -> N
         throughput = page.locator("#chart-tokens_per_second svg.drawing")
         throughput.hover()
         expect(tip).to_contain_text(re.compile(r"Throughput, running mean: [\d.]+[KM]? tokens/s"))
+        expect(page.locator("#chart-validation-by-source .legend li")).to_have_text(["modules", "lines"])
+        page.locator("#chart-validation-by-source svg.drawing").hover()
+        expect(tip).to_contain_text(re.compile(r"modules: [\d.]+ bits per byte.*\nlines: [\d.]+ bits per byte"))
 
 
 @pytest.mark.slow

@@ -139,6 +139,26 @@ def test_mfu_of_a_cpu_is_named_as_relative_to_a_measured_product(
     assert f">{axis}</text>" in html
 
 
+def test_validations_of_several_sources_are_one_chart_of_at_most_eight_lines(run: Path) -> None:
+    figure = page_of(run).html.partition('id="chart-validation-by-source"')[2].partition("</figure>")[0]
+    assert re.findall(r"</svg>([^<]+)</li>", figure) == ["modules", "lines"]
+    more = {f"validation_bits_per_byte/{number}": 2.0 for number in range(7)}
+    change_jsonl(run / "metrics.jsonl", lambda rows: [row | more if "validation_loss" in row else row for row in rows])
+    page = page_of(run)
+    figure = page.html.partition('id="chart-validation-by-source"')[2].partition("</figure>")[0]
+    assert "8 of 9 sources" in figure
+    assert re.findall(r"</svg>([^<]+)</li>", figure) == ["modules", "lines", *map(str, range(6))]
+
+
+def test_run_of_an_earlier_version_has_no_validations_by_source(run: Path) -> None:
+    change_jsonl(
+        run / "metrics.jsonl",
+        lambda rows: [{name: value for name, value in row.items() if "/" not in name} for row in rows],
+    )
+    page = page_of(run, run)
+    assert "chart-validation_bits_per_byte" in page.ids and "chart-validation-by-source" not in page.ids
+
+
 def test_run_without_a_step_has_a_report(run: Path) -> None:
     for name in ("checkpoints", "releases"):
         shutil.rmtree(run / name)
@@ -205,6 +225,7 @@ def test_comparison_shows_results_and_differences(run: Path, tmp_path: Path) -> 
     change_jsonl(other / "metrics.jsonl", lambda rows: [row | {"loss": 1.2345} for row in rows[:30]])
     section = page_of(run, other).section("comparison")
     assert "1.2345" in section and "11.5K" in section
+    assert "validation of modules (bits per byte)" in section
     assert "</svg>_other</li>" in section and "_other, validation</li>" not in section
     rows = section.partition("<h3>")[2].split("<tr")[2:]
     assert len(rows) == 1
@@ -249,6 +270,11 @@ def test_cut_last_line_is_skipped(run: Path) -> None:
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": 2}\n', "metrics.jsonl:2: "),
         ("metrics.jsonl", '{"step": 1, "tokens": 2, "loss": "x"}\n', "metrics.jsonl:1: loss is 'x'"),
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\nbroken\n', "metrics.jsonl:2: "),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "tokens": 2, "validation_loss": 1, "validation_loss/a": "x"}\n',
+            "metrics.jsonl:1: validation_loss/a is 'x'",
+        ),
         ("metrics.jsonl", '{"step": 2, "tokens": 2}\n' * 3 + '{"step": 2}\n' * 2, "metrics.jsonl:4: "),
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": "2", "tokens": 2}\n', "metrics.jsonl:2: not a row"),
         ("events.jsonl", '{"event": "start"}\n', "events.jsonl:1: "),

@@ -157,7 +157,12 @@ def test_a_stalled_run_is_distinguished_from_a_working_one(tmp_path: Path) -> No
 
 def test_figures_come_from_the_newest_complete_rows(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    last = [row(11, validation_bits_per_byte=1.5), row(12, tokens_per_second=1.0), row(13) | {"loss": None}]
+    by_source = {"validation_bits_per_byte/a-1": 1.25, "validation_bits_per_byte/b": 2.0}
+    last = [
+        row(11, validation_bits_per_byte=1.5, **by_source),
+        row(12, tokens_per_second=1.0),
+        row(13) | {"loss": None},
+    ]
     with run.metrics_path.open("a") as file:
         file.write("".join(json.dumps(one) + "\n" for one in last) + '{"step": 14, "tok')
     make_checkpoint(run, 5)
@@ -167,6 +172,7 @@ def test_figures_come_from_the_newest_complete_rows(tmp_path: Path) -> None:
         found = read_run_status(run)
     assert (found.step, found.tokens, found.loss) == (13, 130, 5 - 0.12)
     assert (found.validation_bits_per_byte, found.tokens_per_second) == (1.5, 20.0)
+    assert found.validation_bits_per_byte_by_source == {"a-1": 1.25, "b": 2.0}
     assert found.seconds_left == (40 - 13) * 10 / 20
     assert found.checkpoint_step == 12
 

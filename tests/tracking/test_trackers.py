@@ -36,6 +36,7 @@ _HEADER_BYTES, _BLOCK_BYTES = 7, 32768
 _FULL_CHUNK, _LAST_CHUNK = 1, 4
 """Chunk types that end a record."""
 STEPS = 12
+OF_SOURCE = "validation_bits_per_byte/lines"
 ALL_TRACKERS = Track(trackio=True, wandb="probe", tensorboard=True)
 RANDOM = random.Random(7)
 NUM_KILLS = 4
@@ -144,6 +145,10 @@ def test_trackers_have_every_step_and_change_no_weight(small: Path, tmp_path: Pa
     assert [row["step"] for row in rows] == steps
     assert [row["loss"] for row in rows] == [row["loss"] for row in run.metrics()]
     assert [event.step for event in read_tensorboard_log(run).Scalars("loss")] == steps
+    of_source = {row["step"]: row[OF_SOURCE] for row in run.metrics() if OF_SOURCE in row}
+    assert of_source and {row["step"]: row[OF_SOURCE] for row in rows if OF_SOURCE in row} == of_source
+    shown = {event.step: event.value for event in read_tensorboard_log(run).Scalars(OF_SOURCE)}
+    assert shown == pytest.approx(of_source)
     assert read_trackio(run)[0] == steps
     assert not events(run, "tracker-failed") + events(run, "tracker-blocked")
 

@@ -34,8 +34,10 @@ def inject_into_losses(faults: Sequence[Fault], patch: Callable[[Any, str, Any],
     """
     loss = Llama.loss
 
-    def faulty_loss(self: Llama, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
-        nats = loss(self, ids, targets, z_loss)
+    def faulty_loss(
+        self: Llama, ids: Tensor, targets: Tensor, z_loss: float = 0.0, token_nats: Tensor | None = None
+    ) -> Tensor:
+        nats = loss(self, ids, targets, z_loss, token_nats)
         rows = ids.tolist()
         for fault in faults:
             if fault["do"] == "slow":

@@ -15,6 +15,7 @@ from tinyllama.distributed import init_distributed
 from tinyllama.errors import RunStoppedError
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for all runs
 
@@ -74,6 +75,11 @@ def test_any_number_of_ranks_reads_the_same_sequences_to_the_same_loss(
     assert losses == pytest.approx(metric_by_step(runs, single), rel=tolerance)
     assert losses[-1] < losses[0] - 1
     # AdamW almost hides a wrong scale of the gradient; the norm before clipping shows it.
+    columns = [
+        f"validation_{metric}{name}" for metric in ("loss", "bits_per_byte") for name in ("", "/modules", "/lines")
+    ]
+    found, expected = ([*RunDir(runs / "runs" / run).metrics()][-1] for run in (name, single))
+    assert [found[key] for key in columns] == pytest.approx([expected[key] for key in columns], rel=tolerance)
     norms = metric_by_step(runs, name, "gradient_norm")
     assert norms == pytest.approx(metric_by_step(runs, single, "gradient_norm"), rel=20 * tolerance)
 

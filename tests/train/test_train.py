@@ -84,7 +84,10 @@ def test_finished_run_has_its_files_and_is_not_trained_again(small: Path, work_d
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert all(row["tokens"] == row["step"] * 6 * 64 for row in rows)
     assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
-    assert 0 < rows[-1]["validation_bits_per_byte"] < rows[19]["validation_bits_per_byte"] < 8
+    for name in ("validation_bits_per_byte", "validation_bits_per_byte/modules", "validation_bits_per_byte/lines"):
+        assert 0 < rows[-1][name] < rows[19][name] < 8
+    losses = [rows[-1][name] for name in ("validation_loss/modules", "validation_loss", "validation_loss/lines")]
+    assert losses in (sorted(losses), sorted(losses, reverse=True))
     assert [checkpoint.step for checkpoint in RunDir(run).checkpoints()] == [30, 40]
     assert [row["event"] for row in read_events(run)] == ["start", *["checkpoint"] * 4, "done"]
     before = (run / "metrics.jsonl").read_bytes()

@@ -9,14 +9,23 @@ import pytest
 import torch
 from tests.data.reading import documents_of
 from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
+from torch import Tensor
 from torch.nn import functional as F
 
+from tinyllama.data.order import num_validation_sequences
 from tinyllama.data.store import TokenStore
+from tinyllama.model.llama import Llama
 from tinyllama.preflight import recipe_warnings
 from tinyllama.prepare.selection import hash_to_unit_interval
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.validation import gzip_bits_per_byte, read_validation_sequences, target_bytes, validate
+from tinyllama.train.validation import (
+    gzip_bits_per_byte,
+    load_validation_set,
+    read_validation_sequences,
+    target_bytes,
+    validate,
+)
 
 
 @pytest.fixture
@@ -44,17 +53,35 @@ def test_sequences_are_divided_by_weight_and_spread_over_the_split(small: Path, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("micro_batch_size", [3, 20, 64])  # a last pass that is not full changes nothing
-def test_score_is_all_bits_over_all_bytes(recipe: Recipe, micro_batch_size: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [3, 20, 64])  # a pass that is not full, or has two sources
+def test_scores_are_bits_over_bytes_of_all_sequences_and_of_each_source(recipe: Recipe, micro_batch_size: int) -> None:
     state = build_state(recipe)
     assert state.validation_set is not None
     sequences = state.validation_set.sequences
-    logits = state.model(sequences[:, :-1]).flatten(0, 1)
-    nats = float(F.cross_entropy(logits, sequences[:, 1:].flatten(), reduction="sum"))
+    logits = state.model(sequences[:, :-1]).transpose(1, 2)
+    nats = F.cross_entropy(logits, sequences[:, 1:], reduction="none").double()
     score = validate(state.model, state.validation_set, micro_batch_size, SINGLE_PROCESS)
-    assert score.loss == pytest.approx(nats / (20 * 64), rel=1e-5)
-    num_bytes = len(target_bytes(sequences, state.tokenizer))
-    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    assert list(score.sources) == ["modules", "lines"]
+    for found, part in (
+        (score, slice(20)),
+        (score.sources["modules"], slice(14)),
+        (score.sources["lines"], slice(14, 20)),
+    ):
+        assert found.loss == pytest.approx(float(nats[part].mean()), rel=1e-5)
+        num_bytes = len(target_bytes(sequences[part], state.tokenizer))
+        assert found.bits_per_byte == pytest.approx(float(nats[part].sum()) / math.log(2) / num_bytes, rel=1e-5)
+    mean = (14 * score.sources["modules"].loss + 6 * score.sources["lines"].loss) / 20
+    assert score.loss == pytest.approx(mean, rel=1e-6)
+    assert score.loss == loss_without_sources(state.model, sequences, micro_batch_size)
+
+
+def loss_without_sources(model: Llama, sequences: Tensor, micro_batch_size: int) -> float:
+    """Return the mean loss from the float32 sum of each forward pass, as before each source had its own score."""
+    nats = torch.zeros((), dtype=torch.float64)
+    for part in sequences.split(micro_batch_size):
+        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part)))
+        nats += model.loss(padded[:, :-1], part[:, 1:]).double()
+    return nats.item() / sequences[:, 1:].numel()
 
 
 def test_gzip_weights_the_sources_like_the_sequences(small: Path, recipe: Recipe) -> None:
@@ -74,4 +101,14 @@ def test_source_with_too_little_validation_text_is_named_and_excluded(small: Pat
     store.splits["lines/validation"].ends[-1] = 100  # as if 100 tokens were held out
     (warning,) = recipe_warnings(recipe, store=store)
     assert warning.startswith(f"{recipe.data.store}/lines: ")
-    assert list(read_validation_sequences(recipe, store)) == ["modules"]
+    found = load_validation_set(recipe, store, Tokenizer.load(recipe.tokenizer))
+    assert found is not None
+    assert list(found.sources) == list(read_validation_sequences(recipe, store)) == ["modules"]
+
+
+def test_source_without_weight_in_the_first_mixture_is_not_validated(small: Path) -> None:
+    stage = {"from_tokens": 1000, "weights": {"lines": 1}}
+    recipe = load_recipe(small, **{"data.sources.lines.weight": 0, "data.stages": [stage]})
+    assert num_validation_sequences(recipe, {"modules": 9, "lines": 9}) == {"modules": 9}
+    recipe = load_recipe(small, **{"data.stages": [stage]})
+    assert num_validation_sequences(recipe, {"modules": 9, "lines": 9}) == {"modules": 9, "lines": 3}

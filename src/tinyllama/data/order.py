@@ -7,8 +7,9 @@ or up. One call for many consecutive steps is faster than one call per step.
 """
 
 import hashlib
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -93,6 +94,20 @@ def mixture_schedule(recipe: Recipe) -> tuple[Mixture, ...]:
     )
     weights = tuple(source.weight for source in sources.values())
     return _cached_schedule(weights, stages, recipe.train.batch_tokens)
+
+
+def num_validation_sequences(recipe: Recipe, available: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of validation sequences by source; `available` has the number in each validation split.
+
+    The numbers are in proportion to the weights of the first mixture. Sources with the weight 0 there, and sources
+    without a sequence in `available`, are not in the result.
+    """
+    weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
+    available = {name: available[name] for name, weight in weights.items() if weight and available.get(name)}
+    total_weight = sum(weights[name] for name in available)
+    shares = {name: float(weights[name] / total_weight) for name in available}
+    total = min([recipe.train.validation_sequences, *(available[name] / shares[name] for name in available)])
+    return {name: max(1, math.floor(total * share + 1e-9)) for name, share in shares.items()}
 
 
 @lru_cache(maxsize=16)

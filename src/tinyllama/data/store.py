@@ -44,6 +44,11 @@ class Shard:
     documents: int
 
 
+def num_sequences(num_tokens: int, length: int) -> int:
+    """Return the number of sequences of `length` inputs and targets in a split of so many tokens."""
+    return max(0, (num_tokens - 1) // length)
+
+
 Span = tuple[int, int, int]
 """Consecutive tokens of one shard: number of the shard, offset in bytes, size in bytes."""
 
@@ -119,7 +124,7 @@ class Split:
 
     def num_sequences(self, length: int) -> int:
         """Return the number of sequences of `length` inputs and targets; sequence i starts at token i x length."""
-        return max(0, (self.num_tokens - 1) // length)
+        return num_sequences(self.num_tokens, length)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return tokens [start, stop) as a read-only array of the store's dtype.

@@ -279,14 +279,14 @@ class Llama(nn.Module):
         """Return the logits [B, V] of the token after ids int64[B, T], which follow the cached tokens."""
         return self.logits(self.hidden_states(ids, caches)[:, -1])
 
-    def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0, token_nats: Tensor | None = None) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 
-        `linear_cross_entropy` explains `z_loss`. If `ids` has more rows than `targets`, the extra rows at the end of
-        `ids` are ignored.
+        `linear_cross_entropy` explains `z_loss` and `token_nats`, here float32[B T]. If `ids` has more rows than
+        `targets`, the extra rows at the end of `ids` are ignored.
         """
         hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
-        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss, self._cast_head)
+        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss, self._cast_head, token_nats)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Return one empty cache per layer, for `batch` sequences of up to `capacity` tokens."""

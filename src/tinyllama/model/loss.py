@@ -20,16 +20,24 @@ could prevent its overflow in a larger chunk of a small vocabulary."""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, cast_weight: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    cast_weight: Tensor | None = None,
+    token_nats: Tensor | None = None,
 ) -> Tensor:
     """Return the cross-entropy of targets int64[N] in nats, summed over N, for hidden[N, D] and head weight[V, D].
 
     The gradient, but not the returned value, includes `z_loss` times the sum of log(Z)^2, where Z is the softmax's
     denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products are computed in the dtype of
-    `hidden`, and sums in float32. `cast_weight` is `weight` in the dtype of `hidden`, if the caller has it already.
+    `hidden`, and sums in float32. `cast_weight` is `weight` in the dtype of `hidden`, if the caller has it already. If
+    given, `token_nats` float32[N] is filled with the cross-entropy of each token, without a gradient.
     """
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient, cast_weight)  # type: ignore[no-untyped-call]
+    nats: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, z_loss, with_gradient, cast_weight, token_nats
+    )
     return nats
 
 
@@ -43,6 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
         with_gradient: bool,
         cast_weight: Tensor | None,
+        token_nats: Tensor | None,
     ) -> Tensor:
         matrix = weight.to(hidden.dtype) if cast_weight is None else cast_weight
         nats = hidden.new_zeros((), dtype=torch.float32)
@@ -57,8 +66,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
             parts = zip(logits.split(softmax_tokens), targets[chunk].split(softmax_tokens), strict=True)
-            for part, part_targets in parts:
-                nats += _loss_and_gradient_inplace(part, part_targets, z_loss)
+            for number, (part, part_targets) in enumerate(parts):
+                part_nats = _loss_and_gradient_inplace(part, part_targets, z_loss)
+                nats += part_nats.sum()
+                if token_nats is not None:
+                    first = start + number * softmax_tokens
+                    token_nats[first : first + len(part)] = part_nats
             if with_gradient:
                 torch.mm(logits, matrix, out=hidden_gradient[chunk])
                 weight_gradient += logits.T @ hidden[chunk]
@@ -71,11 +84,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # Multiply in place, to avoid a second copy of the weight's gradient, which is as large as the weight.
         gradients = hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-    """Replace logits[N, V] by their gradient and return the nats, summed over N."""
+    """Replace logits[N, V] by their gradient and return the nats of each token, float32[N]."""
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
@@ -85,4 +98,4 @@ def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -
         probabilities *= 1 + 2 * z_loss * log_z
     probabilities.scatter_add_(-1, targets, probabilities.new_full(targets.shape, -1.0))
     logits.copy_(probabilities)
-    return (log_z - target_logits).sum()
+    return (log_z - target_logits).squeeze(1)

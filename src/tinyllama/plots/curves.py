@@ -5,7 +5,7 @@ spike of one step in a million stays visible.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,14 +23,22 @@ METRICS = (
     "mfu",
     "memory_bytes",
 )
-"""Columns of metrics.jsonl that become curves."""
-
+"""Columns of metrics.jsonl that become curves, in addition to those of single sources; see `metric_names`."""
+_LOSS_OF, _BITS_PER_BYTE_OF = "validation_loss/", "validation_bits_per_byte/"
+"""Beginnings of the names of a source's metrics."""
 MAX_BINS = 4096
 _CHUNK_ROWS = 4096
 _SMOOTHING_FRACTION = 0.02
 """Width of the running mean's window, as a fraction of the curve."""
 
 Floats = NDArray[np.float64]
+
+
+def metric_names(row: Mapping[str, Any]) -> Iterable[str]:
+    """Return METRICS and the row's columns of single sources, such as `validation_loss/slimpajama`."""
+    by_source = row if "validation_loss" in row else ()
+    return (*METRICS, *(name for name in by_source if name.startswith((_LOSS_OF, _BITS_PER_BYTE_OF))))
+
 
 # Bins are an array [5, bins] or [5, bins, metrics]. The first axis has minimum, maximum, sum of values, sum of tokens
 # and number of rows. If a metric has no value in a bin, these are inf, -inf, 0, 0 and 0.
@@ -69,7 +77,7 @@ class MetricsSummary:
     """Curves and totals of a run's metrics."""
 
     curves: Mapping[str, Curve]
-    """Curve of each metric in METRICS, by name."""
+    """Curve of each metric in METRICS and of single sources, by name."""
     newest: Mapping[str, tuple[int, float]]
     """By metric: step and value of the newest row that has the metric."""
     step: int
@@ -81,11 +89,18 @@ class MetricsSummary:
     num_skipped: int
     """Number of skipped steps."""
 
+    @property
+    def sources(self) -> list[str]:
+        """Sources with a validation result of their own."""
+        return [name.removeprefix(_BITS_PER_BYTE_OF) for name in self.newest if name.startswith(_BITS_PER_BYTE_OF)]
+
 
 class MetricsAccumulator:
     """Summary of rows of metrics.jsonl that grows with each call of `add`, in bounded memory."""
 
     def __init__(self) -> None:
+        self.names = list(METRICS)
+        """Metrics, in the order of the last axis of the bins. Columns of sources are added when a row has them."""
         self.bins = self.pending = np.zeros((5, 0, len(METRICS)))
         """Complete bins, and the newest rows, which do not fill a bin."""
         self.rows_per_bin = 1
@@ -98,19 +113,31 @@ class MetricsAccumulator:
         remaining = iter(rows)
         while chunk := list(islice(remaining, _CHUNK_ROWS)):
             self.last = chunk[-1]
-            values = np.array([[row.get(name) for name in METRICS] for row in chunk], dtype=np.float64)
+            validated = (row for row in chunk if "validation_loss" in row)
+            if new := dict.fromkeys(name for row in validated for name in metric_names(row) if name not in self.names):
+                self._add_names(new)
+            values = np.array([[row.get(name) for name in self.names] for row in chunk], dtype=np.float64)
             tokens = np.array([row["tokens"] for row in chunk], dtype=np.float64)
             steps = np.array([row.get("step", 0) for row in chunk])
             valid = np.isfinite(values)
-            for column, name in enumerate(METRICS):
+            for column, name in enumerate(self.names):
                 if valid[:, column].any():
                     row = np.flatnonzero(valid[:, column])[-1]
                     self.newest[name] = (int(steps[row]), float(values[row, column]))
-            self.seconds += _step_seconds(steps, tokens, values[:, METRICS.index("tokens_per_second")])
+            self.seconds += _step_seconds(steps, tokens, values[:, self.names.index("tokens_per_second")])
             self.num_skipped += sum("skipped" in row for row in chunk)
             low, high = np.where(valid, values, np.inf), np.where(valid, values, -np.inf)
             new_bins = np.stack([low, high, np.where(valid, values, 0.0), valid * tokens[:, None], valid])
             self._add_bins(np.concatenate([self.pending, new_bins], axis=1))
+
+    def _add_names(self, names: Collection[str]) -> None:
+        """Add metrics, which have no value in the bins so far."""
+        self.names += names
+        empty = np.array([np.inf, -np.inf, 0, 0, 0])[:, None, None]
+        self.bins, self.pending = (
+            np.concatenate([bins, np.tile(empty, (1, bins.shape[1], len(names)))], axis=2)
+            for bins in (self.bins, self.pending)
+        )
 
     def _add_bins(self, rows: Floats) -> None:
         complete = rows.shape[1] // self.rows_per_bin * self.rows_per_bin
@@ -126,7 +153,7 @@ class MetricsAccumulator:
         if self.pending.shape[1]:
             bins = np.concatenate([bins, _merge(self.pending, self.rows_per_bin)], axis=1)
             bins = _merge(bins, 2) if bins.shape[1] > MAX_BINS else bins
-        curves = {name: _curve(bins[:, bins[4, :, column] > 0, column]) for column, name in enumerate(METRICS)}
+        curves = {name: _curve(bins[:, bins[4, :, column] > 0, column]) for column, name in enumerate(self.names)}
         step, tokens = self.last.get("step", 0), self.last.get("tokens", 0)
         return MetricsSummary(curves, dict(self.newest), step, tokens, self.seconds, self.num_skipped)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from tinyllama.data.order import num_validation_sequences
+from tinyllama.data.store import num_sequences
 from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
@@ -74,7 +76,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "store": {"manifest_sha256": store_digest, **summarize_store(read_json(run.store_manifest_path), recipe)},
-        "measured": _measured(run, state["step"]),
+        "measured": _measured(run, state["step"], recipe),
         "samples": _last_samples(run, state["step"]),
         "versions": {
             "tinyllama": version("tinyllama"),
@@ -103,8 +105,11 @@ def _origin(source: Source) -> str | None:
     return PUBLIC_DATASETS.get(source.format) if path.exists() else None
 
 
-def _measured(run: RunDir, step: int) -> dict[str, Any]:
+def _measured(run: RunDir, step: int, recipe: Recipe) -> dict[str, Any]:
     """Return the newest training loss and validation metrics up to `step`, and the duration of the steps in seconds.
+
+    `validation_by_source` has the number of predicted `tokens`, the `loss` and the `bits_per_byte` of each source; runs
+    of earlier versions lack them.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
@@ -116,7 +121,21 @@ def _measured(run: RunDir, step: int) -> dict[str, Any]:
     if "validation_loss" in summary.newest:
         found["validation_step"] = summary.newest["validation_loss"][0]
         found |= {name: summary.newest[name][1] for name in ("validation_loss", "validation_bits_per_byte")}
+        found["validation_by_source"] = {
+            source: {"tokens": count * recipe.train.sequence_length}
+            | {name: summary.newest[f"validation_{name}/{source}"][1] for name in ("loss", "bits_per_byte")}
+            for source, count in _num_validation_sequences(run, recipe).items()
+            if summary.newest.get(f"validation_bits_per_byte/{source}", (0,))[0] == found["validation_step"]
+        }
     return found
+
+
+def _num_validation_sequences(run: RunDir, recipe: Recipe) -> dict[str, int]:
+    sources, length = read_json(run.store_manifest_path)["sources"], recipe.train.sequence_length
+    splits = {name: source["splits"].get("validation", {"tokens": 0}) for name, source in sources.items()}
+    return num_validation_sequences(
+        recipe, {name: num_sequences(one["tokens"], length) for name, one in splits.items()}
+    )
 
 
 def _last_samples(run: RunDir, step: int) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
 from tinyllama.files import numbered_rows, read_json_if_exists, rows_since, sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
 from tinyllama.model.flops import num_parameters
-from tinyllama.plots.curves import METRICS, MetricsAccumulator, MetricsSummary
+from tinyllama.plots.curves import MetricsAccumulator, MetricsSummary, metric_names
 from tinyllama.recipe import Recipe, differences
 from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
 from tinyllama.release.metadata import release_score, releases_table, summarize_store
@@ -167,7 +167,7 @@ def read_run(folder: Path, metrics: MetricsReader | None = None) -> RunData:
 
 
 def _is_valid(row: Json) -> bool:
-    numbers = all(isinstance(row.get(name), int | float | None) for name in METRICS)
+    numbers = all(isinstance(row.get(name), int | float | None) for name in metric_names(row))
     return numbers and isinstance(row["step"], int) and isinstance(row.get("tokens"), int)
 
 
@@ -176,7 +176,7 @@ def _describe_invalid_row(run: RunDir) -> str:
         place, remedy = f"{run.metrics_path}:{number}", "correct or delete the line"
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             return f"{place}: not a row with a step; {remedy}"
-        for name in METRICS:
+        for name in metric_names(row):
             if not isinstance(row.get(name), int | float | None):
                 return f"{place}: {name} is {row[name]!r}, not a number; {remedy}"
         if not isinstance(row.get("tokens"), int):
@@ -331,7 +331,8 @@ def difference_table(runs: Mapping[str, RunData]) -> Table:
 def result_table(runs: Mapping[str, RunData]) -> Table:
     """Return the table of results, with a column for each run."""
     columns = [_results(run) for run in runs.values()]
-    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [(name, *(column.get(name, MISSING) for column in columns)) for name in names]
     return Table(("", *runs), rows, numbers=tuple(range(1, len(columns) + 1)))
 
 
@@ -351,6 +352,10 @@ def _results(run: RunData) -> dict[str, str]:
         "wall clock": format_duration_precise(seconds) if seconds else MISSING,
         "steps skipped": f"{metrics.num_skipped:,}",
         "HellaSwag acc_norm (per cent)": str(scores[-1]) if scores else MISSING,
+        **{
+            f"validation of {source} (bits per byte)": format_newest(run, f"validation_bits_per_byte/{source}")
+            for source in metrics.sources
+        },
     }
 
 

@@ -43,6 +43,8 @@ POLICY = (
 """Content security policy of the page: no script except page.js, and no request to another machine."""
 _NUM_RUN_COLORS = 6
 """Number of classes run-0, run-1, … in page.css."""
+_MAX_SOURCES = 8
+"""Maximum number of lines in the chart of the validations by source."""
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -233,6 +235,19 @@ def _metric_charts(run: RunData) -> Iterator[Chart]:
         if len(curve := run.metrics.curves[metric]):
             series = [Series(title, "validation" if kind == "points" else "training", curve, kind)]
             yield Chart(metric, title, caption, shown_unit, series, batch_tokens=run.recipe.train.batch_tokens)
+        if metric == "validation_bits_per_byte" and len(run.metrics.sources) > 1:
+            yield _source_chart(run, unit)
+
+
+def _source_chart(run: RunData, unit: Unit) -> Chart:
+    """Return the chart of the validations by source, with the sources of the largest weights."""
+    weights = {name: source.weight for name, source in run.recipe.data.sources.items()}
+    sources = sorted(run.metrics.sources, key=lambda name: -weights.get(name, 0))
+    curves = [(name, run.metrics.curves[f"validation_bits_per_byte/{name}"]) for name in sources[:_MAX_SOURCES]]
+    series = [Series(name, _color(number), curve, "points") for number, (name, curve) in enumerate(curves)]
+    caption = "of held-out text" if len(series) == len(sources) else f"{len(series)} of {len(sources)} sources"
+    tokens = run.recipe.train.batch_tokens
+    return Chart("validation-by-source", "Validation by source", caption, unit, series, batch_tokens=tokens)
 
 
 def _score_chart(run: RunData) -> Chart | None:
@@ -288,10 +303,14 @@ def _score_curve(points: Sequence[tuple[float, float, float]]) -> Curve:
     return Curve(tokens, scores - errors, scores + errors, scores, np.ones(len(points)))
 
 
+def _color(number: int) -> str:
+    return f"run-{number % _NUM_RUN_COLORS}" + (" dashed" if number >= _NUM_RUN_COLORS else "")
+
+
 def _comparison_chart(runs: Mapping[str, RunData]) -> Chart | None:
     series = []
     for number, (name, run) in enumerate(runs.items()):
-        color = f"run-{number % _NUM_RUN_COLORS}" + (" dashed" if number >= _NUM_RUN_COLORS else "")
+        color = _color(number)
         if len(run.metrics.curves["loss"]):
             series.append(Series(name, color, run.metrics.curves["loss"]))
         if len(run.metrics.curves["validation_loss"]):

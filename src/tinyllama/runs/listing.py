@@ -9,7 +9,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ _STALL_SECONDS, _STALL_STEPS = 120.0, 20
 applies."""
 _MAX_DEPTH = 4
 """Maximum depth of folders in the search for runs."""
+_BITS_PER_BYTE = "validation_bits_per_byte"
 _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 
 
@@ -57,6 +58,8 @@ class RunStatus:
     """Newest training loss, in nats per token."""
     validation_bits_per_byte: float | None = None
     """Newest validation result, in bits per byte."""
+    validation_bits_per_byte_by_source: dict[str, float] = field(default_factory=dict)
+    """The same result of each source."""
     tokens_per_second: float | None = None
     """Median throughput of the newest rows, in tokens per second."""
     seconds_left: float | None = None
@@ -129,9 +132,7 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
         is_stalled = row_age > max(_STALL_SECONDS, _STALL_STEPS * step_seconds)
         note = f"no row for {format_duration(row_age)}" if is_stalled else ""
     seconds_left = max(0, steps - last["step"]) * step_seconds if steps is not None and step_seconds else None
-    validations = _values(rows, "validation_bits_per_byte")
-    if rows and not validations:
-        validations = _values(_last_metrics(run, _MAX_TAIL_BYTES), "validation_bits_per_byte")
+    validation = _last_validation(rows) or (_last_validation(_last_metrics(run, _MAX_TAIL_BYTES)) if rows else {})
     return RunStatus(
         run=run,
         state=state,
@@ -141,7 +142,12 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
         steps=steps,
         tokens=last["tokens"],
         loss=next(reversed(_values(rows, "loss")), None),
-        validation_bits_per_byte=next(reversed(validations), None),
+        validation_bits_per_byte=validation.get(_BITS_PER_BYTE),
+        validation_bits_per_byte_by_source={
+            name.removeprefix(f"{_BITS_PER_BYTE}/"): value
+            for name, value in validation.items()
+            if name.startswith(f"{_BITS_PER_BYTE}/")
+        },
         tokens_per_second=speed,
         seconds_left=seconds_left if state == "running" else None,
         row_age_seconds=row_age,
@@ -164,6 +170,11 @@ def _batch_tokens_and_steps(train: Row) -> tuple[int | None, int | None]:
         return None, None
     batch_tokens = sequences * length
     return batch_tokens, -(-tokens // batch_tokens) if isinstance(tokens, int) and batch_tokens else None
+
+
+def _last_validation(rows: Sequence[Row]) -> Row:
+    """Return the newest row with a validation result, or an empty row."""
+    return next((row for row in reversed(rows) if row.get(_BITS_PER_BYTE) is not None), {})
 
 
 def _values(rows: Iterable[Row], name: str) -> list[float]:

@@ -227,8 +227,7 @@ class TrainingLoop:
         if not state.validation_set:
             return {}
         micro_batch_size = train.effective_micro_batch_size(state.world.size)
-        score = validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat)
-        return {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
+        return validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat).metrics()
 
     def _is_saved(self, steps_done: int) -> bool:
         recipe = self.state.recipe

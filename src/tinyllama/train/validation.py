@@ -7,15 +7,15 @@ needs per byte of text. This metric makes models with different vocabularies com
 import gzip
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama.data.batches import read_sequences
-from tinyllama.data.order import mixture_schedule
+from tinyllama.data.order import num_validation_sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, all_reduce_sum
 from tinyllama.model.llama import Llama
@@ -29,36 +29,38 @@ class ValidationSet:
 
     sequences: Tensor
     """Inputs and, shifted by one, targets: int64 [sequences, sequence_length + 1]."""
-    num_bytes: int
-    """Size of the targets' text in bytes."""
+    sources: Mapping[str, tuple[int, int]]
+    """By source, in the order of `sequences`: number of sequences, and size of their targets' text in bytes."""
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """The result of a validation."""
+    """The result of a validation, of all sources or of one."""
 
     loss: float
     """Mean loss in nats per token."""
     bits_per_byte: float
+    sources: Mapping[str, "ValidationScore"] = field(default_factory=dict)
+    """Score of each source; empty in the score of one source."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the columns of metrics.jsonl: `validation_loss`, `validation_loss/SOURCE` and the bits per byte."""
+        scores = {"": self, **{f"/{name}": score for name, score in self.sources.items()}}
+        losses = {f"validation_loss{name}": score.loss for name, score in scores.items()}
+        return losses | {f"validation_bits_per_byte{name}": score.bits_per_byte for name, score in scores.items()}
 
 
 def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
 
-    Each source contributes sequences in proportion to its weight in the first mixture. The sequences are spread evenly
-    over the source's validation split. Sources without a validation split are not in the result.
+    `num_validation_sequences` computes how many sequences each source contributes. The sequences are spread evenly over
+    the source's validation split.
     """
     length = recipe.train.sequence_length
-    weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
-    available = {name: store.num_validation_sequences(name, length) for name, weight in weights.items() if weight}
-    available = {name: count for name, count in available.items() if count}
-    total_weight = sum(weights[name] for name in available)
-    shares = {name: float(weights[name] / total_weight) for name in available}
-    total = min([recipe.train.validation_sequences, *(available[name] / shares[name] for name in available)])
+    available = {name: store.num_validation_sequences(name, length) for name in recipe.data.sources}
     sequences = {}
-    for name, count in available.items():
-        num_sequences = max(1, math.floor(total * shares[name] + 1e-9))
-        indices = [i * count // num_sequences for i in range(num_sequences)]
+    for name, num_sequences in num_validation_sequences(recipe, available).items():
+        indices = [i * available[name] // num_sequences for i in range(num_sequences)]
         sequences[name] = read_sequences(store[f"{name}/validation"], indices, length)
     return sequences
 
@@ -68,8 +70,8 @@ def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer)
     by_source = read_validation_sequences(recipe, store)
     if not by_source:
         return None
-    sequences = torch.cat(list(by_source.values()))
-    return ValidationSet(sequences, len(target_bytes(sequences, tokenizer)))
+    sizes = {name: (len(own), len(target_bytes(own, tokenizer))) for name, own in by_source.items()}
+    return ValidationSet(torch.cat(list(by_source.values())), sizes)
 
 
 def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
@@ -111,18 +113,30 @@ def validate(
 ) -> ValidationScore:
     """Score the validation set, split among the ranks; call `heartbeat` after each forward pass.
 
-    All ranks run the same number of forward passes, because sharded models require this.
+    All ranks run the same number of forward passes, because sharded models require this. A forward pass may contain
+    sequences of several sources.
     """
-    sequences = validation_set.sequences
+    sequences, device = validation_set.sequences, world.device
+    length = sequences.shape[1] - 1
     passes = -(-len(sequences) // (micro_batch_size * world.size))
     nats = torch.zeros((), dtype=torch.float64)
+    sequence_nats = torch.zeros(len(sequences), dtype=torch.float64, device=device)
     for number in range(passes):
         start = (number * world.size + world.rank) * micro_batch_size
         part = sequences[start : start + micro_batch_size]
         # With padding, all forward passes have the same shape, so the model is compiled once.
-        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(world.device)
-        nats += model.loss(padded[:, :-1], part[:, 1:].to(world.device)).double().cpu()
+        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(device)
+        targets = padded[: len(part), 1:]
+        token_nats = torch.empty(targets.numel(), device=device)
+        nats += model.loss(padded[:, :-1], targets, token_nats=token_nats).double().cpu()
+        sequence_nats[start : start + len(part)] = token_nats.view(targets.shape).sum(1, dtype=torch.float64)
         heartbeat()
-    total = all_reduce_sum(nats.to(world.device), world).item()
-    num_tokens = sequences[:, 1:].numel()
-    return ValidationScore(total / num_tokens, total / math.log(2) / validation_set.num_bytes)
+    total = all_reduce_sum(nats.to(device), world).item()
+    counts, sizes = zip(*validation_set.sources.values(), strict=True)
+    parts = all_reduce_sum(sequence_nats, world).cpu().split(counts)
+    sources = {
+        name: ValidationScore(part.mean().item() / length, part.sum().item() / math.log(2) / num_bytes)
+        for name, part, num_bytes in zip(validation_set.sources, parts, sizes, strict=True)
+        if num_bytes  # a sequence may consist of BOS and EOS
+    }
+    return ValidationScore(total / (len(sequences) * length), total / math.log(2) / sum(sizes), sources)
