@@ -230,8 +230,9 @@ def is_shown(row: Row) -> bool:
     """
     step = row["step"]
     stride = 1 << max(0, (step - 1) // FULL_RESOLUTION_STEPS).bit_length()
-    is_notable = "validation_loss" in row or "skipped" in row or any(name.startswith("evaluation/") for name in row)
-    return step % stride == 0 or is_notable
+    if step % stride == 0 or "validation_loss" in row or "skipped" in row:
+        return True
+    return any(name.startswith("evaluation/") for name in row)
 
 
 def _numeric_metrics(row: Row) -> dict[str, float]:

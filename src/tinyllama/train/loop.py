@@ -248,11 +248,10 @@ class TrainingLoop:
         """Log an evaluation; return its metrics by name: `evaluation/TASK/METRIC`."""
         if self.log:
             self.log.evaluation(asdict(evaluation))
-            if not is_quiet():
-                scores = (
-                    f"{task} {task_score(row)}, {evaluation.coverage[task]}" for task, row in evaluation.rows.items()
-                )
-                echo(f"step {evaluation.step:,}: {'; '.join(scores)}", to_stderr=True)
+            for task, row in evaluation.rows.items():
+                if (score := task_score(row)) and not is_quiet():
+                    scored = f"{task} {score.metric} {score}, {evaluation.coverage[task]}"
+                    echo(f"step {evaluation.step:,}: {scored}", to_stderr=True)
         metrics = ((task, name, value) for task, row in evaluation.rows.items() for name, value in row.items())
         return {f"evaluation/{task}/{name}": value for task, name, value in metrics if name not in _CONSTANTS}
 
