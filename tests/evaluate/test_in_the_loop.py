@@ -34,7 +34,7 @@ def test_evaluation_is_repeatable_and_changes_no_state_of_training(small: Path) 
     assert len(beats) == 2 * 2  # one per batch of 64 requests
 
 
-def test_scores_that_are_not_numbers_are_left_out_of_the_log(small: Path) -> None:
+def test_metrics_that_are_not_finite_are_excluded(small: Path) -> None:
     recipe = load_recipe(small, **FIELDS)
     state = build_state(recipe)
     with torch.no_grad():

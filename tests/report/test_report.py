@@ -265,6 +265,7 @@ def test_cut_last_line_is_skipped(run: Path) -> None:
         ("metrics.jsonl", '{"step": 2, "tokens": 2}\n' * 3 + '{"step": 2}\n' * 2, "metrics.jsonl:4: "),
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": "2", "tokens": 2}\n', "metrics.jsonl:2: not a row"),
         ("events.jsonl", '{"event": "start"}\n', "events.jsonl:1: "),
+        ("evaluations.jsonl", '{"step": 1}\n', "evaluations.jsonl:1: "),
         ("store.json", "{", "store.json: "),
         ("recipe.yaml", "name: x\n", "recipe.yaml: "),
     ],
