@@ -50,6 +50,7 @@ from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
 LoadEvaluator = Callable[[Recipe, Tokenizer, World], Evaluator]
+"""Function that prepares evaluations during training; see `evaluate.evaluation.load_evaluator`."""
 _CONSTANTS = ("total_items", "chance")
 """Names in a task's row that all evaluations of a run have in common; evaluations.jsonl has them."""
 
@@ -57,9 +58,9 @@ _CONSTANTS = ("total_items", "chance")
 def train(recipe: Recipe, *, allow_change: bool = False, load_evaluator: LoadEvaluator | None = None) -> Path:
     """Train the recipe's model, or resume its run; return the run's folder.
 
-    `load_evaluator` returns the function that evaluates the model every `train.evaluate_every_steps` steps. Raises
-    InputError if the store, the tokenizer, the number of ranks or an existing run do not fit the recipe. Raises
-    RunStoppedError if the run stops before its last step or a release is missing at the end.
+    `load_evaluator` is required if the recipe has `train.evaluate_every_steps`. Raises InputError if the store, the
+    tokenizer, the number of ranks or an existing run do not fit the recipe. Raises RunStoppedError if the run stops
+    before its last step or a release is missing at the end.
     """
     hardware.tune_malloc()
     check_trackers(recipe.track)
@@ -71,7 +72,8 @@ def _train_on(world: World, recipe: Recipe, allow_change: bool, load_evaluator: 
     """Train on this rank, as `train` does; when the function returns, no reference to the model remains."""
     with ExitStack() as stack:
         state = build(recipe, world)
-        if recipe.train.evaluate_every_steps and load_evaluator:
+        if recipe.train.evaluate_every_steps:
+            assert load_evaluator is not None
             state.evaluate = load_evaluator(recipe, state.tokenizer, world)
         run, log, releases = state.run, None, None
         if world.is_main:

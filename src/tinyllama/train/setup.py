@@ -32,8 +32,6 @@ from tinyllama.train.validation import ValidationSet, load_validation_set
 
 Float8Scaling = Literal["rowwise", "tensorwise"]
 """Recipes of torchao: one scale per row, or one scale per tensor, which is faster and less exact."""
-
-
 Evaluator = Callable[[Llama, int, Callable[[], None]], Evaluation]
 """Function of the model, the number of completed steps and a heartbeat; see `evaluate.evaluation.load_evaluator`."""
 
