@@ -38,6 +38,7 @@ THREE_DIGITS = pre_tokenizers.Sequence(
 )
 """Pre-tokenizer that llama.cpp does not support."""
 MILESTONE = {"release.at_tokens": [3 * 6 * 64], "release.formats": ["huggingface", "gguf"], "release.tasks": []}
+EVALUATED: dict[str, Any] = {"train.evaluate_every_steps": 20}
 FLOAT8 = {"train.float8": True, "train.compile": True}
 
 
@@ -161,6 +162,7 @@ def test_missing_special_token_is_found(small: Path, tmp_path: Path) -> None:
     ("fields", "what", "remedy", "stops"),
     [
         ({"release.tasks": ["winogrand"]}, "release.tasks", "did you mean winogrande", True),
+        (EVALUATED | {"train.evaluate_tasks": "winogrand"}, "train.evaluate_tasks", "did you mean winogrande", True),
         ({"release.tasks": ["piqa"], "release.limit": 1}, "release.tasks", "raise the limit to at least 2", True),
         ({"release.baselines": ["ada/pythia", "pythia"]}, "release.baselines", "pythia is neither a folder", False),
         (FLOAT8 | {"model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
@@ -246,8 +248,9 @@ def test_tokenizer_that_engine_reads_differently_is_refused(
         ({"release.limit": 1}, {}, "release.limit"),
         ({"track.wandb": "mine"}, {}, "track.wandb"),
         ({"release.formats": ["gguf"]}, {}, "formats: llama_cpp"),
+        (EVALUATED | {"train.evaluate_tasks": "lambada_openai"}, {}, "train.evaluate_tasks: .*items"),
     ],
-    ids=["slurm", "torchrun", "limit", "tracker", "format"],
+    ids=["slurm", "torchrun", "limit", "tracker", "format", "items"],
 )
 def test_impossible_stages_are_refused_before_the_first_one(
     small: Path,

@@ -50,6 +50,7 @@ def test_schedule_that_misses_its_peak_or_final_rate_has_a_warning(
     [
         ({"train__tokens": 12 * STEP, "checkpoint__every_steps": 4}, "train.validate_every_steps"),
         ({"train__validate_every_steps": 41}, "train.validate_every_steps"),
+        ({"train__evaluate_every_steps": 41}, "train.evaluate_every_steps"),
         ({"checkpoint__every_steps": 41}, "checkpoint.every_steps"),
         ({"checkpoint__every_steps": 99, "release__at_tokens": [40 * STEP]}, "checkpoint.every_steps"),
         ({"release__at_tokens": [5 * STEP, 40 * STEP + 1]}, "release.at_tokens"),

@@ -193,6 +193,7 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     or an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
     RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
+    from tinyllama.evaluate.evaluation import load_evaluator
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train
 
@@ -200,7 +201,7 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
         echo(warning, to_stderr=True)
-    return Run(train(recipe, allow_change=allow_change))
+    return Run(train(recipe, allow_change=allow_change, load_evaluator=load_evaluator))
 
 
 def _require_recipe(recipe: object, function: str) -> None:

@@ -22,10 +22,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from tinyllama import hardware
 from tinyllama.errors import InputError, RunStoppedError, SavedInterrupt, first_line
 from tinyllama.model.llama import Llama
+from tinyllama.model.weights import load_parameters
 from tinyllama.processes import die_with_torchrun
 from tinyllama.recipe import Parallel
 
@@ -249,6 +251,21 @@ def begin_micro_batch(model: Llama, is_last: bool, keeps_weights: bool) -> None:
         model.set_reshard_after_backward(is_last)
     else:
         model.set_requires_all_reduce(is_last)
+
+
+@torch.no_grad()
+def gather_model(model: Llama, precision: torch.dtype) -> Llama:
+    """Return an unsharded copy of a model in evaluation mode, with weights and activations in the dtype `precision`.
+
+    The copy has plain layers, without torch.compile and float8. All ranks call this function, and each rank gets the
+    copy on its device.
+    """
+    with torch.device("meta"):
+        copy = Llama(model.config, model.vocab_size, precision).to(precision)
+    weights = ((name, weight.to(precision)) for name, weight in model.state_dict().items())
+    full = ((name, weight.full_tensor() if isinstance(weight, DTensor) else weight) for name, weight in weights)
+    load_parameters(copy.to_empty(device=model.device), full)
+    return copy.eval()
 
 
 def kept_cast_weights(model: Llama, keeps_weights: bool) -> AbstractContextManager[None]:

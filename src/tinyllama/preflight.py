@@ -86,6 +86,10 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
         check_format_libraries(recipe.release.formats)
         if recipe.release.tasks:
             check_tasks(recipe.release.tasks)
+    if recipe.train.evaluated_tasks:
+        from tinyllama.evaluate.evaluation import check_tasks
+
+        check_tasks(recipe.train.evaluated_tasks)  # `train` loads their items before it writes anything
     recipe.train.sequences_per_rank(ranks)
     return [*warnings, *recipe_warnings(recipe, ranks, store)]
 
@@ -112,6 +116,8 @@ def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     _check_tasks(recipe.release)
     if recipe.has_milestones and recipe.release.tasks:
         check_tasks(recipe.release.tasks)
+    if recipe.train.evaluated_tasks and (reasons := available_tasks(recipe.train.evaluated_tasks)[1]):
+        raise InputError(f"train.evaluate_tasks: {reasons[0]}")
     return available_tasks(recipe.release.tasks)
 
 
@@ -133,6 +139,7 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
         ("data.document", True, lambda: list(tokenizer.encode_documents((), special.bos, special.eos))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
         ("train.float8", True, partial(check_float8, recipe)),
+        ("train.evaluate_tasks", True, partial(_check_task_names, recipe.train.evaluated_tasks)),
         *(
             (f"release.formats: {name}", recipe.has_milestones, partial(tokenizer.check_formats, [name]))
             for name in release.formats
@@ -180,11 +187,14 @@ def _check_tasks(release: Release) -> None:
     """Check the names of tasks if lm-eval is installed; `train` reports a missing installation."""
     if release.tasks and release.limit == 1:
         raise InputError("release.limit: 1 item of each task gives no standard error; raise the limit to at least 2")
-    if not release.tasks or find_spec("lm_eval") is None:
-        return
-    from tinyllama.evaluate.tasks import check_task_names
+    _check_task_names(release.tasks)
 
-    check_task_names(release.tasks)
+
+def _check_task_names(tasks: Sequence[str]) -> None:
+    if tasks and find_spec("lm_eval"):
+        from tinyllama.evaluate.tasks import check_task_names
+
+        check_task_names(tasks)
 
 
 def _check_baselines(names: Sequence[str]) -> None:
@@ -229,6 +239,9 @@ def _interval_warnings(recipe: Recipe) -> Iterator[str]:
     if (every := recipe.train.validate_every_steps) > steps:
         problem = f"{every:,} is more than the {steps:,} steps of the run, so only the last step is validated"
         yield f"train.validate_every_steps: {problem}; lower it"
+    if (interval := recipe.train.evaluate_every_steps) and interval > steps:
+        problem = f"{interval:,} is more than the {steps:,} steps of the run, so only the last step is evaluated"
+        yield f"train.evaluate_every_steps: {problem}; lower it"
     has_milestone = any(step < steps for step in recipe.milestone_steps())
     if (every := recipe.checkpoint.every_steps) > steps and not has_milestone:
         problem = f"{every:,} is more than the {steps:,} steps of the run, so an interrupted run starts from step 0"

@@ -164,6 +164,9 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
     assert by_name(results)["raw files of lines"].status == "warning"
 
 
+EVALUATED = {"train.evaluate_every_steps": 20}
+
+
 @pytest.mark.parametrize(
     ("overrides", "what", "status", "remedy"),
     [
@@ -175,6 +178,9 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
         ({"train.float8": True, "train.compile": True}, "train.float8", "missing", "remove"),
         ({"data.sources.lines.clean": {"filters": ["c4"], "language": "xx"}}, "data.sources.*.clean", "missing",
          "ISO 639-1"),
+        (EVALUATED | {"train.evaluate_tasks": "helaswag"}, "train.evaluate_tasks", "missing", "did you mean hellaswag"),
+        (EVALUATED | {"train.evaluate_tasks": "lambada_openai"}, "items of the tasks", "warning",
+         "not on this machine: lambada"),
         ({"release.tasks": ["hellaswag", "lambada_openai"]}, "items of the tasks", "warning",
          "lambada_openai; a connection"),
     ],

@@ -1,15 +1,17 @@
 """The report shows all that a run's folder holds, in every state of a run."""
 
+import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.conftest import locked_by_another_process
-from tests.release.conftest import COVERAGE
+from tests.release.conftest import COVERAGE, evaluation
 from tests.report.conftest import change_jsonl
 
 from tinyllama.cli import main
@@ -217,6 +219,17 @@ def test_scores_of_several_steps_are_plotted_and_listed_by_task(run: Path) -> No
     assert every.index("55.00 ± 1.00") < every.index("60.00 ± 1.00")
 
 
+def test_evaluations_during_training_are_plotted_and_listed_with_their_limit(run: Path) -> None:
+    rows = [asdict(evaluation(step=step, tokens=384 * step)) for step in range(0, 1200, 20)]
+    rows[-1]["rows"]["hellaswag"]["acc_norm"] = 0.4125
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = page_of(run).section("scores")
+    assert f'hellaswag, acc_norm <span class="unit">{COVERAGE}' in section
+    newest, _, listed = section.partition("<details>")
+    assert newest.count("during training, step ") == 1 and "41.25 ± 3.26" in newest
+    assert listed.count("during training, step ") == 50
+
+
 def test_comparison_shows_results_and_differences(run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "_other"))
     fields = yaml.safe_load((other / "recipe.yaml").read_text())
@@ -278,6 +291,7 @@ def test_cut_last_line_is_skipped(run: Path) -> None:
         ("metrics.jsonl", '{"step": 2, "tokens": 2}\n' * 3 + '{"step": 2}\n' * 2, "metrics.jsonl:4: "),
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": "2", "tokens": 2}\n', "metrics.jsonl:2: not a row"),
         ("events.jsonl", '{"event": "start"}\n', "events.jsonl:1: "),
+        ("evaluations.jsonl", '{"step": 1}\n', "evaluations.jsonl:1: "),
         ("store.json", "{", "store.json: "),
         ("recipe.yaml", "name: x\n", "recipe.yaml: "),
     ],

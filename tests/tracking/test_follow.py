@@ -128,10 +128,13 @@ def test_long_runs_are_downsampled_but_keep_validations_and_skipped_steps(
     write_steps(log, 51, 51, validation_loss=2.0)
     write_steps(log, 52, 52)
     write_steps(log, 53, 53, loss=None, skipped="loss nan")
-    write_steps(log, 54, 64)
+    write_steps(log, 54, 54)
+    write_steps(log, 55, 55, **{"evaluation/piqa/acc": 0.5})
+    write_steps(log, 56, 64)
     follow(run, sink).poll()
-    assert sink.steps == [*range(1, 17), *range(18, 33, 2), *range(36, 51, 4), 51, 52, 53, 56, 60, 64]
-    assert "loss" not in sink.metrics[-4]
+    assert sink.steps == [*range(1, 17), *range(18, 33, 2), *range(36, 51, 4), 51, 52, 53, 55, 56, 60, 64]
+    assert "loss" not in sink.metrics[-5]
+    assert sink.metrics[-4]["evaluation/piqa/acc"] == 0.5
 
 
 def test_a_million_steps_give_tens_of_thousands_of_rows() -> None:

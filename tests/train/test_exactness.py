@@ -2,12 +2,15 @@
 
 import os
 import random
+import re
 import signal
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from tests.train.fault_injection import Fault
 from tests.train.launch import (
     TrainingProcess,
@@ -22,6 +25,7 @@ from tests.train.launch import (
 )
 from tests.train.single_process import load_recipe
 
+from tinyllama.evaluate.evaluation import evaluate
 from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.samples import current_samples
@@ -32,6 +36,8 @@ pytest_plugins = ["tests.train.fixtures"]
 pytestmark = pytest.mark.slow
 
 PROMPTS = ["import os", "def main("]
+EVALUATIONS = ["--train.evaluate_every_steps", "15", "--train.evaluate_limit", "4"]
+EVALUATIONS += ["--train.evaluate_tasks", "['winogrande', 'arc_easy']"]
 SAMPLES = ["--train.sample_prompts", "['import os', 'def main(']", "--train.validate_every_steps", "12"]
 
 
@@ -65,6 +71,26 @@ def assert_samples_logged_once(run: Path, steps: list[int], is_start_repeated: b
     assert is_start_repeated or len(read_events(run, "sample")) == len(samples)
     expected = complete_prompts(load_model(run), load_tokenizer(run), PROMPTS)
     assert [{name: event[name] for name in expected[0]} for event in samples[-2:]] == expected
+
+
+def assert_evaluations_are_those_of_the_checkpoints(run: Path) -> None:
+    """Assert that each step was evaluated once, with the scores of `evaluate`, which metrics.jsonl also has."""
+    rows = list(RunDir(run).evaluations())
+    assert [row["step"] for row in rows] == [15, 30, 40]
+    for row in rows[-2:]:  # steps with a checkpoint
+        checkpoint = RunDir(run).checkpoint(row["step"]).path
+        expected = evaluate(checkpoint, ("winogrande", "arc_easy"), limit=4, precision=torch.bfloat16)
+        same = ("rows", "tokens", "limit", "precision", "coverage", "data", "num_fewshot", "versions", "shortened")
+        assert {name: row[name] for name in same} == {name: asdict(expected)[name] for name in same}
+        metrics = read_metrics(run)[row["step"] - 1]
+        for name in ("acc", "acc_norm_stderr", "bits_per_byte", "items"):
+            assert metrics[f"evaluation/arc_easy/{name}"] == expected.rows["arc_easy"][name]
+
+
+def test_evaluations_on_two_ranks_change_no_weights(small: Path, tmp_path: Path, reference_run_2_ranks: Path) -> None:
+    run = train_to_end(small, tmp_path, *EVALUATIONS, ranks=2)
+    assert_same_run(run, reference_run_2_ranks)
+    assert_evaluations_are_those_of_the_checkpoints(run)
 
 
 def test_resume_after_kills_of_ranks_or_launcher_is_bit_identical(
@@ -115,13 +141,16 @@ def test_incomplete_checkpoint_is_never_resumed_from(
 
 
 def test_resume_after_a_kill_within_a_row_logs_each_step_once(small: Path, work_dir: Path, reference_run: Path) -> None:
-    kill: Fault = {"do": "tear", "step": 14}
-    with start_training(small, work_dir, *SAMPLES, faults=[kill]) as training:
+    """The samples and evaluations, which only the killed run has, do not change the weights."""
+    kill: Fault = {"do": "tear", "step": 16}
+    with start_training(small, work_dir, *SAMPLES, *EVALUATIONS, faults=[kill]) as training:
         assert training.end() == -signal.SIGKILL, training.output()
         assert 'step 12: "import os" → "' in training.output()
+        assert re.search(r"step 15: winogrande acc [\d.]+ ± [\d.]+, first 4 of 1267 items\n", training.output())
     assert not (training.run / "metrics.jsonl").read_bytes().endswith(b"\n")
-    assert read_metrics(training.run)[-1]["step"] == 13
-    train_to_end(small, work_dir, *SAMPLES)
+    assert read_metrics(training.run)[-1]["step"] == 15
+    train_to_end(small, work_dir, *SAMPLES, *EVALUATIONS)
     assert [row["step"] for row in read_metrics(training.run)] == list(range(1, 41))
     assert_same_run(training.run, reference_run)
+    assert_evaluations_are_those_of_the_checkpoints(training.run)
     assert_samples_logged_once(training.run, [12, 24, 36, 40])

@@ -1,27 +1,39 @@
-"""Evaluation of a model on lm-eval's tasks; the scores are saved in evaluation.json.
+"""Evaluation of a model on lm-eval's tasks, alone or in the training loop; its scores are saved in evaluation.json.
 
 Scores are stored unrounded, with the number of scored items. A limit restricts the evaluation to the first items of
 each task. The standard error of HellaSwag is about 3 percentage points with 200 items, and 0.5 with all 10,042 items.
 """
 
+import math
+import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tinyllama.distributed import World, broadcast_from_rank0, init_distributed, select_device
+from tinyllama.distributed import World, broadcast_from_rank0, gather_model, init_distributed, select_device
 from tinyllama.errors import InputError
 from tinyllama.evaluate.items import OFFLINE_PACKAGE, OFFLINE_VERSION, available_offline
 from tinyllama.evaluate.results import Evaluation
+from tinyllama.evaluate.scoring import BATCH_REQUESTS
 from tinyllama.hardware import inference_precision, tune_malloc
 from tinyllama.loading import resolve_model
-from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir
+from tinyllama.model.llama import Llama
+from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
+from tinyllama.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinyllama.evaluate.harness import DistributedLM, LlamaLM
+    from tinyllama.evaluate.tasks import LoadedTasks
 
 BATCH_SIZE = 64
 """Default number of requests per batch of lm-eval's `hf` model."""
@@ -61,12 +73,23 @@ def evaluate(
 
         loaded = load_tasks(tasks, num_fewshot)
         model = harness.load_language_model(location.folder, batch_size, precision, ranks)
-        rows = harness.compute_scores(model, loaded.tasks, limit)
+    scored = _score(model, loaded, limit, precision, start)
     step, tokens = _step_and_tokens(location.folder)
+    return replace(scored, model=str(source), step=step, tokens=tokens, asked=list(tasks))
+
+
+def _score(
+    model: "LlamaLM | DistributedLM", loaded: "LoadedTasks", limit: int | None, precision: torch.dtype, start: float
+) -> Evaluation:
+    """Score a model on loaded tasks; `start` is the value of time.perf_counter() at the start of the evaluation."""
+    with _explain_missing_library():
+        from tinyllama.evaluate.harness import compute_scores  # noqa: PLC0415
+
+        rows = compute_scores(model, loaded.tasks, limit)
     return Evaluation(
-        model=str(source),
-        step=step,
-        tokens=tokens,
+        model="",
+        step=None,
+        tokens=None,
         limit=limit,
         precision=str(precision).removeprefix("torch."),
         rows=rows,
@@ -76,8 +99,54 @@ def evaluate(
         seconds=round(time.perf_counter() - start, 1),
         num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
         shortened=dict(model.truncated),
-        asked=list(tasks),
     )
+
+
+def load_evaluator(
+    recipe: Recipe, tokenizer: Tokenizer, ranks: World
+) -> Callable[[Llama, int, Callable[[], None]], Evaluation]:
+    """Load the tasks of `train.evaluate_tasks`, and return a function that evaluates the model in the training loop.
+
+    All ranks call the function with the model, which may be sharded, the number of completed steps, and a heartbeat
+    that is called after each batch. Its scores equal those of `evaluate` in bf16 for the checkpoint of this step: both
+    score a copy of the weights in bf16, with the same batches. The function changes no state of training. Raises
+    InputError if lm-eval or the items of a task are not available, or if the model cannot process a request.
+    """
+    train, precision = recipe.train, inference_precision(ranks.device, torch.bfloat16)
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval would fork a training process, to bootstrap standard errors
+    with _explain_missing_library(), TemporaryDirectory() as folder:
+        from tinyllama.evaluate import harness  # noqa: PLC0415
+        from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
+
+        loaded = load_tasks(train.evaluate_tasks)
+        with torch.device("meta"):
+            placeholder = Llama(recipe.model, tokenizer.vocab_size, precision)
+        tokenizer.save(folder)  # as in a checkpoint: the saved tokenizer.json determines the BOS of requests
+        prefix = harness.bos_prefix(Path(folder, "tokenizer.json"), tokenizer)
+        scorer = harness.LlamaLM(placeholder, Tokenizer.load(folder), BATCH_REQUESTS, prefix, ranks)
+        harness.build_requests(scorer, loaded.tasks, train.evaluate_limit)
+
+    def evaluate_in_loop(model: Llama, step: int, heartbeat: Callable[[], None]) -> Evaluation:
+        start = time.perf_counter()
+        scorer.model, scorer.heartbeat, scorer.stderr = gather_model(model, precision), heartbeat, sys.stderr
+        scorer.truncated.clear()
+        scored = _score(scorer, loaded, train.evaluate_limit, precision, start)
+        scorer.model = placeholder  # frees the memory of the copy
+        return replace(
+            scored,
+            model=str(RunDir.of_recipe(recipe).path),
+            step=step,
+            tokens=step * train.batch_tokens,
+            rows={task: _finite(row) for task, row in scored.rows.items()},
+            asked=list(train.evaluate_tasks),
+        )
+
+    return evaluate_in_loop
+
+
+def _finite(row: dict[str, float]) -> dict[str, float]:
+    """Return the finite metrics of a task's row; JSON has no others."""
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def evaluate_and_save(

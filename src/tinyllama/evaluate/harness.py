@@ -9,7 +9,9 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,10 +65,10 @@ def load_language_model(
         except InputError:  # not a Llama 2
             return DistributedLM(_load_hf(location.folder, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
-    bos_prefix = _bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)
+    prefix = bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)
     # a single cast produces the same numbers as a cast at each use
     model = load_model(source, precision).to(ranks.device, precision)
-    return LlamaLM(model, tokenizer, BATCH_REQUESTS, bos_prefix, ranks)
+    return LlamaLM(model, tokenizer, BATCH_REQUESTS, prefix, ranks)
 
 
 def _load_hf(folder: Path, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
@@ -106,7 +108,7 @@ def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[Non
         raise InputError(f"{folder}: transformers cannot load the {what} ({first_line(error)}); {remedy}") from None
 
 
-def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
+def bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
     """Return the ids at the start of every text: BOS, unless the folder has a tokenizer.json that does not add BOS."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if not file.is_file():
@@ -160,6 +162,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.bos_prefix, self.ranks = bos_prefix, ranks
         self.truncated: Counter[str] = Counter()
         """Number of requests per task that were truncated on the left to fit the context."""
+        self.heartbeat: Callable[[], None] | None = None
+        """Function that is called after each batch and each completion, instead of showing the progress."""
+        self.encode_pair = cache(self._encode_context_and_continuation)  # the training loop repeats its requests
         self.stderr = sys.stderr  # progress is printed here, because `sys.stderr` is suppressed while lm-eval runs
 
     @property
@@ -180,16 +185,24 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[LogLikelihood]:
         """Return the log-likelihood of each continuation after its context, and whether the continuation is greedy."""
-        pairs = [self._encode_context_and_continuation(*request.args) for request in requests]
-        context_length = self.model.config.context_length
-        for request, (context, continuation) in zip(requests, pairs, strict=True):
-            if len(continuation) > context_length:
-                sizes = f"a continuation has {len(continuation)} tokens, but the context length is {context_length}"
-                raise InputError(f"{request.task_name}: {sizes}; skip this task")
+        for request in requests:
+            self.check_request(request)
+            context, continuation = self.encode_pair(*request.args)
             # the last id is a target but not an input, so a request may have one id more than the context length
-            if len(context) + len(continuation) > context_length + 1:
+            if len(context) + len(continuation) > self.model.config.context_length + 1:
                 self.truncated[request.task_name or ""] += 1
-        return self._score(pairs)
+        return self._score([self.encode_pair(*request.args) for request in requests])
+
+    def check_request(self, request: Instance) -> None:
+        """Raise InputError if the model cannot process the request of a task."""
+        if request.request_type == "loglikelihood":
+            length, context_length = len(self.encode_pair(*request.args)[1]), self.model.config.context_length
+            if length > context_length:
+                sizes = f"a continuation has {length} tokens, but the context length is {context_length}"
+                raise InputError(f"{request.task_name}: {sizes}; skip this task")
+        elif request.request_type == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
+            problem = "needs sampled completions, but decoding is always greedy"
+            raise InputError(f"{request.task_name}: {problem}; skip this task")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of each complete text, split into windows; BOS is added as in `hf`."""
@@ -229,26 +242,26 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [scores[number] for number in range(len(pairs))]
 
     def _score_batches(self, batches: Sequence[list[PrefixGroup]]) -> list[dict[int, LogLikelihood]]:
-        """Return the scores of each batch by request number; rank 0 shows the progress."""
+        """Return the scores of each batch by request number; without `heartbeat`, rank 0 shows the progress."""
+        shows_progress = self.ranks.is_main and self.heartbeat is None
         total = sum(len(group.requests) for batch in batches for group in batch)
         scores, done = [], 0
         with (
             redirect_stderr(self.stderr),
-            Bar("scoring", total, "requests") if self.ranks.is_main else nullcontext() as bar,
+            Bar("scoring", total, "requests") if shows_progress else nullcontext() as bar,
         ):
             for batch in batches:
                 scores.append(score_batch(self.model, batch))
                 done += len(scores[-1])
                 if bar:
                     bar.show(done)
+                if self.heartbeat:
+                    self.heartbeat()
         return scores
 
     def _complete(self, request: Instance) -> str:
+        self.check_request(request)
         context, options = request.args[0], normalize_gen_kwargs(request.args[1])
-        if options["do_sample"]:
-            raise InputError(
-                f"{request.task_name}: needs sampled completions, but decoding is always greedy; skip this task"
-            )
         max_prompt = max(1, self.model.config.context_length - options["max_gen_toks"])
         prompt, text = self.tok_encode(context)[-max_prompt:], ""
         ids: list[int] = []
@@ -257,8 +270,28 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             text = self.llama_tokenizer.decode(ids)
             if any(stop in text for stop in options["until"]):
                 break
+        if self.heartbeat:
+            self.heartbeat()
         completion: str = postprocess_generated_text(text, options["until"], None)
         return completion
+
+
+def build_requests(model: LlamaLM, tasks: Mapping[str, Task], limit: int | None) -> None:
+    """Build and check the requests of tasks that are scored several times, so that later scoring does not repeat this.
+
+    Raises InputError if the model cannot process a request.
+    """
+    with suppress_stderr():
+        for task in tasks.values():
+            task.build_all_requests(limit=limit)
+            task.build_all_requests = partial(_delete_responses, task)
+            for request in task.instances:
+                model.check_request(request)
+
+
+def _delete_responses(task: Task, **_: Any) -> None:
+    for request in task.instances:
+        request.resps, request.filtered_resps = [], {}
 
 
 def compute_scores(
@@ -266,7 +299,8 @@ def compute_scores(
 ) -> dict[str, MetricRow]:
     """Score the tasks; return each task's metrics with standard errors, bits per byte, chance and numbers of items."""
     shows_progress = isinstance(model, DistributedLM) and model.ranks.is_main and not is_quiet()
-    with nullcontext() if shows_progress else suppress_stderr():  # LlamaLM prints its own progress
+    # LlamaLM prints its own progress. lm-eval prints on standard output when it bootstraps a standard error.
+    with redirect_stdout(StringIO()), nullcontext() if shows_progress else suppress_stderr():
         results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
         rows = {}
         for name, task in tasks.items():

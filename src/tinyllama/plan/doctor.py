@@ -247,14 +247,13 @@ def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult
     from tinyllama.release.formats import check_format_libraries
     from tinyllama.tracking.trackers import check_trackers, enabled_trackers
 
-    train, formats, tasks = recipe.train, recipe.release.formats, recipe.release.tasks
+    train, formats = recipe.train, recipe.release.formats
     try:
         select_device(0)  # refuses a GPU that torch cannot use, as `train` does
     except InputError as problem:
         yield _recipe_result("GPU", str(problem), "missing")
     yield _run_check("release.formats", ", ".join(formats), lambda: check_format_libraries(formats))
-    if tasks:
-        yield from _check_tasks(tasks, system)
+    yield from _check_tasks(recipe, system)
     trackers = ", ".join(enabled_trackers(recipe.track)) or "nothing"
     yield _run_check("track", trackers, lambda: check_trackers(recipe.track))
     steps = {name: source.clean for name, source in recipe.data.sources.items()}
@@ -279,16 +278,21 @@ def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult
         yield _recipe_result("train.precision", FP16_ON_CPU_WARNING, "warning")
 
 
-def _check_tasks(tasks: tuple[str, ...], system: SystemInfo) -> Iterator[CheckResult]:
+def _check_tasks(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
     from tinyllama.evaluate.evaluation import check_tasks
 
-    result = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
-    yield result
+    by_field = {"release.tasks": recipe.release.tasks, "train.evaluate_tasks": recipe.train.evaluated_tasks}
+    used = {field: tasks for field, tasks in by_field.items() if tasks}
+    results = [_run_check(field, ", ".join(tasks), partial(check_tasks, tasks)) for field, tasks in used.items()]
+    yield from results
+    tasks = dict.fromkeys(task for tasks in used.values() for task in tasks)
     missing = [task for task in tasks if task not in system.offline_tasks]
-    if result.status == "ok" and missing:
+    if not results or any(result.status != "ok" for result in results):
+        return
+    if missing:
         remedy = f"a connection at the first evaluation, or for most tasks `{FETCH_COMMAND}` before it"
         yield _recipe_result("items of the tasks", f"not on this machine: {', '.join(missing)}; {remedy}", "warning")
-    elif result.status == "ok":
+    else:
         yield _recipe_result("items of the tasks", "on this machine")
 
 

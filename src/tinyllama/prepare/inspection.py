@@ -21,6 +21,7 @@ from tinyllama.prepare.pipeline import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
+from tinyllama.runs.listing import recipe_fields
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ def resolve_store(path: Path) -> tuple[Path, str | None]:
     run = RunDir(path)
     if TokenStore.exists(path) or not run.recipe_path.is_file():
         return path, None
-    data = run.recipe_fields().get("data")
+    data = recipe_fields(run).get("data")
     if not isinstance(data, dict) or not isinstance(data.get("store"), str):
         raise InputError(f"{run.recipe_path}: no data.store; give the store's folder")
     store = Path(data["store"])

@@ -150,6 +150,14 @@ class Train(RecipeModel):
     sample_prompts: Strings | None = None
     """Prompts that the model completes at each validation; null means the beginnings of three validation documents, and
     `[]` means none."""
+    evaluate_every_steps: Count | None = None
+    """Number of steps between evaluations on `evaluate_tasks`, on all ranks; the last step is always evaluated. Null
+    means no evaluation during training."""
+    evaluate_tasks: Annotated[Strings, Field(min_length=1)] = ("hellaswag",)
+    """Tasks of lm-eval for evaluations during training."""
+    evaluate_limit: Annotated[int, Field(ge=2)] | None = 500
+    """Maximum number of items per task in evaluations during training, from the task's first item on; null means all
+    items."""
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
@@ -168,6 +176,11 @@ class Train(RecipeModel):
                 f"schedule.final_learning_rate {final:g} is above the peak, optimizer.learning_rate {peak:g}; lower it"
             )
         return self
+
+    @property
+    def evaluated_tasks(self) -> tuple[str, ...]:
+        """Tasks that are evaluated during training; empty without evaluation."""
+        return self.evaluate_tasks if self.evaluate_every_steps else ()
 
     @property
     def batch_tokens(self) -> int:
@@ -320,5 +333,6 @@ _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"name$|tokenizer$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences|sample_prompts)$"
+    r"|train\.evaluate_(every_steps|tasks|limit)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )

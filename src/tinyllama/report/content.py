@@ -35,6 +35,11 @@ MAX_NOTABLE_EVENTS = 25
 """Maximum number of events that are always visible. With more events, the list of all events is collapsed."""
 
 
+MAX_EVALUATIONS = 50
+"""Maximum number of evaluations during training in one table; evaluations.jsonl contains all of them."""
+DURING_TRAINING = "during training"
+
+
 @dataclass(frozen=True)
 class RunData:
     """Content of a run's folder at the time `read_at`."""
@@ -58,7 +63,8 @@ class RunData:
     releases: list[tuple[str, Json]]
     """Folder name and metadata of each release, in the order of their steps."""
     evaluations: list[tuple[str, Json]]
-    """Label, such as `release, step 100`, and content of each evaluation of a release or a checkpoint."""
+    """Label, such as `release, step 100`, and content of each evaluation of a release or a checkpoint, then those of
+    each evaluation during training, oldest first."""
     scores: Mapping[str, list[dict[str, Any]]]
     """Result of `releases_table` for the run."""
 
@@ -71,6 +77,13 @@ class RunData:
     def listed_events(self) -> list[Json]:
         """All events except samples, which the page shows separately."""
         return [event for event in self.events if event["event"] != "sample"]
+
+    @property
+    def listed_evaluations(self) -> list[tuple[str, Json]]:
+        """Evaluations in tables: all of releases and checkpoints, and the newest ones during training."""
+        during = [pair for pair in self.evaluations if pair[0].startswith(DURING_TRAINING)]
+        others = self.evaluations[: len(self.evaluations) - len(during)]
+        return others + during[-MAX_EVALUATIONS:]
 
     @property
     def ranks(self) -> list[int]:
@@ -139,6 +152,7 @@ def read_run(folder: Path, metrics: MetricsReader | None = None) -> RunData:
     manifest, checkpoint = read_json_if_exists(run.store_manifest_path), newest.state() if newest else {}
     evaluated = [("release", release.evaluation()) for release, _ in releases]
     evaluated += [("checkpoint", read_json_if_exists(found.evaluation_path)) for found in run.checkpoints()]
+    evaluated += [(DURING_TRAINING, evaluation) for evaluation in run.evaluations()]
     digests, store, vocab_size = {"recipe": recipe.digest}, None, checkpoint.get("vocab_size")
     if manifest:
         digests["token store, its manifest"] = sha256_of(run.store_manifest_path)
@@ -216,7 +230,7 @@ def data_table(run: RunData) -> Table | None:
 def task_table(run: RunData, newest_only: bool) -> Table:
     """Return the table of all scores, or of the newest step's scores, ordered by task."""
     newest = max((evaluation["step"] for _, evaluation in run.evaluations), default=0)
-    found = [(name, scores) for name, scores in run.evaluations if scores["step"] == newest or not newest_only]
+    found = [(name, scores) for name, scores in run.listed_evaluations if scores["step"] == newest or not newest_only]
     found.sort(key=lambda pair: pair[1]["step"])
     rows = [(cells[0], name, *cells[1:]) for name, evaluation in found for cells in score_rows(evaluation)]
     tasks = list(dict.fromkeys(row[0] for row in rows))

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tinyllama.errors import InputError, translate_damage_errors
-from tinyllama.evaluate.results import HELLASWAG_CHANCE, describe_measurement, task_score
+from tinyllama.evaluate.results import HELLASWAG_CHANCE, Score, describe_measurement, task_score
 from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.hardware import format_hardware
@@ -27,7 +27,7 @@ from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content, samples
 from tinyllama.report.chart import NARROW, WIDE, Chart, Kind, Series, Unit
-from tinyllama.report.content import RunData, format_median, format_newest, read_run
+from tinyllama.report.content import DURING_TRAINING, RunData, format_median, format_newest, read_run
 from tinyllama.report.marks import CATEGORIES
 from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
@@ -273,28 +273,26 @@ def _score_chart(run: RunData) -> Chart | None:
 
 
 def _task_charts(run: RunData) -> list[Chart]:
-    """Return a chart for each task, except HellaSwag, that was scored at several steps."""
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    chances: dict[str, float] = {}
-    for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
+    """Return a chart for each task and number of items that were scored at several steps.
+
+    The scores of releases on HellaSwag are excluded, because they have a chart of their own.
+    """
+    found: dict[tuple[str, str], dict[int, tuple[Score, float | None]]] = {}
+    for label, evaluation in run.evaluations:
         for task, row in evaluation["rows"].items():
-            if (score := task_score(row)) and task != "hellaswag":
-                title = f"{task}, {score.metric}"
-                points.setdefault(title, []).append((evaluation["tokens"], score.value, score.stderr or 0))
-                if "chance" in row:
-                    chances[title] = 100 * row["chance"]
-    several = [(title, found) for title, found in points.items() if len(found) > 1]
-    return [
-        Chart(
-            f"task-{number}",
-            title,
-            "± standard error" + (f"; chance: {chances[title]:.4g} (grey)" if title in chances else ""),
-            Unit("per cent"),
-            [Series(title, "training", _score_curve(found), "errors")],
-            chance=chances.get(title),
-        )
-        for number, (title, found) in enumerate(several)
-    ]
+            if (score := task_score(row)) and (task != "hellaswag" or label.startswith(DURING_TRAINING)):
+                points = found.setdefault((f"{task}, {score.metric}", evaluation["coverage"][task]), {})
+                points[evaluation["tokens"]] = score, row.get("chance")
+    charts: list[Chart] = []
+    for (title, coverage), points in found.items():
+        if len(points) > 1:
+            curve = _score_curve([(tokens, one.value, one.stderr or 0) for tokens, (one, _) in sorted(points.items())])
+            chance = next(reversed(points.values()))[1]
+            level = None if chance is None else 100 * chance
+            caption = f"{coverage}, ± standard error" + ("" if level is None else f"; chance: {level:.4g} (grey)")
+            series = [Series(title, "training", curve, "errors")]
+            charts.append(Chart(f"task-{len(charts)}", title, caption, Unit("per cent"), series, chance=level))
+    return charts
 
 
 def _score_curve(points: Sequence[tuple[float, float, float]]) -> Curve:

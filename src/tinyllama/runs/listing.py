@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from rich.console import Console
 from rich.text import Text
 
@@ -35,6 +36,7 @@ applies."""
 _MAX_DEPTH = 4
 """Maximum depth of folders in the search for runs."""
 _BITS_PER_BYTE = "validation_bits_per_byte"
+_MAX_RECIPE_BYTES = 1 << 20
 _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 
 
@@ -116,8 +118,29 @@ def read_run_status(run: RunDir, now: float | None = None) -> RunStatus:
         return RunStatus(run, "unreadable", problem=first_line(error))
 
 
+def recipe_fields(run: RunDir) -> Row:
+    """Return the fields of a run's recipe without validation, for recipes of any version of tinyllama.
+
+    The result is empty without a recipe. Raises InputError if the file is not YAML or not a mapping.
+    """
+    path = run.recipe_path
+    if not path.is_file():
+        return {}
+    remedy = "copy recipe.yaml from a checkpoint, or run `tinyllama train` again, which rewrites the file"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_RECIPE_BYTES)
+        fields = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        line = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise InputError(f"{path}{line}: not valid YAML; {remedy}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a recipe; {remedy}")
+    return fields
+
+
 def _read_status(run: RunDir, now: float) -> RunStatus:
-    train, rows = run.recipe_fields().get("train", {}), _last_metrics(run, _TAIL_BYTES)
+    train, rows = recipe_fields(run).get("train", {}), _last_metrics(run, _TAIL_BYTES)
     last: Row = rows[-1] if rows else {"step": 0, "tokens": 0}
     speeds = _values(rows[-_RECENT_ROWS:], "tokens_per_second")
     speed = statistics.median(speeds) if speeds else None

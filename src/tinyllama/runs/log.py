@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl with one row per step, and events.jsonl with one row per event.
+"""The log of a run: a row per step in metrics.jsonl, per event in events.jsonl, per evaluation in evaluations.jsonl.
 
 `RunLog` appends rows. `RunDir` and trackers read the rows. `EVENT_KINDS` lists the kinds of events.
 """
@@ -106,7 +106,7 @@ def _format_detail(name: str, value: Any) -> str:
 
 
 class RunLog:
-    """Thread-safe log of a run's metrics and events; each line is written immediately.
+    """Thread-safe log of a run's metrics, events and evaluations; each line is written immediately.
 
     With `survives_full_disk`, lines are kept in memory while the disk is full. A later call writes these lines when the
     disk has space again.
@@ -114,7 +114,7 @@ class RunLog:
 
     def __init__(self, run: RunDir, survives_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
         self.run, self.survives_full_disk, self.clock = run, survives_full_disk, clock
-        self.pending: dict[Path, bytes] = {run.metrics_path: b"", run.events_path: b""}
+        self.pending: dict[Path, bytes] = dict.fromkeys((run.metrics_path, run.events_path, run.evaluations_path), b"")
         self.lock = threading.Lock()
         self.step = 0
         """Newest step with a row."""
@@ -122,14 +122,18 @@ class RunLog:
         """Samples that the run logged before it resumed; None before they are read."""
 
     def truncate_after(self, step: int) -> None:
-        """Delete the rows of metrics after `step`, so that no step has two rows after the run resumes.
+        """Delete the metrics and evaluations after `step`, so that no step has two rows after the run resumes.
 
-        If any deleted rows were invalid or repeated a step, a `metrics-damaged` event reports their line numbers.
+        If deleted rows of metrics were invalid or repeated a step, a `metrics-damaged` event reports their lines.
         """
         self.step, self.logged_samples, damaged = step, None, list[int]()
         rows = self.run.metrics(step, damaged)
         with atomic_write(self.run.metrics_path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+            file.writelines(map(_line, rows))
+        if self.run.evaluations_path.is_file():
+            kept = [row for row in self.run.evaluations() if row["step"] <= step]
+            with atomic_write(self.run.evaluations_path) as file:
+                file.writelines(map(_line, kept))
         if damaged:
             problem = f"{self.run.metrics_path}: deleted damaged rows, line {', '.join(map(str, damaged))}"
             self.event("metrics-damaged", step, problem=problem)
@@ -163,8 +167,12 @@ class RunLog:
             if {"event": "sample", "step": step, **sample} not in self.logged_samples:
                 self.event("sample", step, **sample)
 
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append an evaluation: the fields of `evaluate.results.Evaluation`."""
+        self._append(self.run.evaluations_path, row)
+
     def flush_to_disk(self) -> None:
-        """Flush both files to the disk (fsync). Raises OSError if the disk is too full for the pending lines."""
+        """Flush all files to the disk (fsync). Raises OSError if the disk is too full for the pending lines."""
         for path in self.pending:
             with self.lock:
                 self._write_pending(path)
@@ -174,7 +182,7 @@ class RunLog:
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         with self.lock:
-            self.pending[path] += json.dumps(row).encode() + b"\n"
+            self.pending[path] += _line(row)
             try:
                 self._write_pending(path)
             except OSError as error:
@@ -196,6 +204,10 @@ class RunLog:
                 os.truncate(path, size)
             raise OSError(error.errno, error.strerror, str(path)) from None  # the error for a full disk names no file
         self.pending[path] = b""
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
 
 
 def _size_of_lines(path: Path) -> int:

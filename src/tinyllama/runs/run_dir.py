@@ -12,8 +12,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import yaml
-
 from tinyllama.errors import InputError
 from tinyllama.files import Row, is_inside, is_locked, numbered_rows, read_json, read_json_if_exists, sha256_of
 from tinyllama.recipe import Recipe
@@ -21,7 +19,6 @@ from tinyllama.recipe import Recipe
 _CHECKPOINT_NAME = re.compile("step-([0-9]+)")
 _HASHED_IF_PRESENT = ("state.json", "recipe.yaml", ".metadata")
 """Files, in addition to tensors, that are read from a checkpoint. The commit must have their hashes if they exist."""
-_MAX_RECIPE_BYTES = 1 << 20
 
 
 class _PathInside:
@@ -247,6 +244,8 @@ class RunDir:
     """One row of metrics per step (JSON Lines)."""
     events_path = _PathInside("events.jsonl")
     """One row per event (JSON Lines)."""
+    evaluations_path = _PathInside("evaluations.jsonl")
+    """One row per evaluation during training (JSON Lines)."""
     lock_path = _PathInside("lock")
     """Lock that a training process holds."""
     store_manifest_path = _PathInside("store.json")
@@ -299,25 +298,6 @@ class RunDir:
     def recipe(self) -> Recipe:
         """Return the run's recipe. Raises InputError if the recipe is invalid."""
         return Recipe.load(self.recipe_path)
-
-    def recipe_fields(self) -> Row:
-        """Return the fields of a recipe of any tinyllama version without validation; an empty mapping without a recipe.
-
-        Raises InputError if the file is not YAML or not a mapping.
-        """
-        if not self.recipe_path.is_file():
-            return {}
-        remedy = "copy recipe.yaml from a checkpoint, or run `tinyllama train` again, which rewrites the file"
-        try:
-            with self.recipe_path.open("rb") as file:
-                data = file.read(_MAX_RECIPE_BYTES)
-            fields = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            line = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-            raise InputError(f"{self.recipe_path}{line}: not valid YAML; {remedy}") from None
-        if not isinstance(fields, dict):
-            raise InputError(f"{self.recipe_path}: not a recipe; {remedy}")
-        return fields
 
     def initial_weights(self) -> Row | None:
         """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None."""
@@ -394,7 +374,19 @@ class RunDir:
 
     def events(self) -> Iterator[Row]:
         """Yield all events, oldest first. Raises InputError, with the line number, for an invalid event."""
-        for number, row in numbered_rows(self.events_path):
-            if not (isinstance(row, dict) and {"time", "event", "step"} <= row.keys()):
-                raise InputError(f"{self.events_path}:{number}: not an event with time and step; correct or delete it")
-            yield row
+        return _rows_with(self.events_path, {"time", "event", "step"}, "an event with time and step")
+
+    def evaluations(self) -> Iterator[Row]:
+        """Yield the evaluations during training, oldest first, as fields of `evaluate.results.Evaluation`.
+
+        Raises InputError, with the line number, for an invalid evaluation.
+        """
+        return _rows_with(self.evaluations_path, {"step", "tokens", "rows"}, "an evaluation with step and tokens")
+
+
+def _rows_with(path: Path, names: set[str], what: str) -> Iterator[Row]:
+    """Yield the rows of a file in the format JSON Lines; raise InputError for a row that lacks one of the names."""
+    for number, row in numbered_rows(path):
+        if not (isinstance(row, dict) and names <= row.keys()):
+            raise InputError(f"{path}:{number}: not {what}; correct or delete the line")
+        yield row

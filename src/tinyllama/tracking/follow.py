@@ -226,11 +226,13 @@ class RunFollower:
 def is_shown(row: Row) -> bool:
     """Return whether a row of metrics is passed to the sinks (see FULL_RESOLUTION_STEPS).
 
-    Rows with a validation result and rows of skipped steps are always passed.
+    Rows with a validation result or an evaluation, and rows of skipped steps, are always passed.
     """
     step = row["step"]
     stride = 1 << max(0, (step - 1) // FULL_RESOLUTION_STEPS).bit_length()
-    return step % stride == 0 or "validation_loss" in row or "skipped" in row
+    if step % stride == 0 or "validation_loss" in row or "skipped" in row:
+        return True
+    return any(name.startswith("evaluation/") for name in row)
 
 
 def _numeric_metrics(row: Row) -> dict[str, float]:

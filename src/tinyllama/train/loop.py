@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tinyllama.distributed import (
     kept_cast_weights,
 )
 from tinyllama.errors import InputError, RunStoppedError, SavedInterrupt
+from tinyllama.evaluate.results import Evaluation, task_score
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
 from tinyllama.processes import record_signals
@@ -35,6 +37,7 @@ from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.samples import format_sample
+from tinyllama.tokenizer import Tokenizer
 from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.loss_scale import LossScale
@@ -42,27 +45,36 @@ from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.resume import describe_start, resume, roll_back
 from tinyllama.train.run_end import log_run_end, translate_system_errors
 from tinyllama.train.samples import complete_prompts
-from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
+from tinyllama.train.setup import Evaluator, TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
+LoadEvaluator = Callable[[Recipe, Tokenizer, World], Evaluator]
+"""Function that prepares evaluations during training; see `evaluate.evaluation.load_evaluator`."""
+_CONSTANTS = ("total_items", "chance")
+"""Names in a task's row that all evaluations of a run have in common; evaluations.jsonl has them."""
 
-def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
+
+def train(recipe: Recipe, *, allow_change: bool = False, load_evaluator: LoadEvaluator | None = None) -> Path:
     """Train the recipe's model, or resume its run; return the run's folder.
 
-    Raises InputError if the store, the tokenizer, the number of ranks or an existing run do not fit the recipe. Raises
-    RunStoppedError if the run stops before its last step or a release is missing at the end.
+    `load_evaluator` is required if the recipe has `train.evaluate_every_steps`. Raises InputError if the store, the
+    tokenizer, the number of ranks or an existing run do not fit the recipe. Raises RunStoppedError if the run stops
+    before its last step or a release is missing at the end.
     """
     hardware.tune_malloc()
     check_trackers(recipe.track)
     with init_distributed(recipe.guard.watchdog_seconds) as world:
-        return _train_on(world, recipe, allow_change)
+        return _train_on(world, recipe, allow_change, load_evaluator)
 
 
-def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
+def _train_on(world: World, recipe: Recipe, allow_change: bool, load_evaluator: LoadEvaluator | None) -> Path:
     """Train on this rank, as `train` does; when the function returns, no reference to the model remains."""
     with ExitStack() as stack:
         state = build(recipe, world)
+        if recipe.train.evaluate_every_steps:
+            assert load_evaluator is not None
+            state.evaluate = load_evaluator(recipe, state.tokenizer, world)
         run, log, releases = state.run, None, None
         if world.is_main:
             reject_symlinks(run.path, is_run=True)
@@ -204,6 +216,10 @@ class TrainingLoop:
             self._log_samples(steps_done)
             row |= self._validate()
             self.throughput.restart()
+        every = recipe.train.evaluate_every_steps
+        if state.evaluate and every and (steps_done % every == 0 or steps_done == recipe.train.steps):
+            row |= self._evaluate(state.evaluate(state.model, steps_done, self.heartbeat))
+            self.throughput.restart()
         if self.log and self.bar:
             self.log.metrics(row)
             if decision.action is Action.SKIP:
@@ -228,6 +244,17 @@ class TrainingLoop:
             return {}
         micro_batch_size = train.effective_micro_batch_size(state.world.size)
         return validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat).metrics()
+
+    def _evaluate(self, evaluation: Evaluation) -> dict[str, float]:
+        """Log an evaluation; return its metrics by name: `evaluation/TASK/METRIC`."""
+        if self.log:
+            self.log.evaluation(asdict(evaluation))
+            for task, row in evaluation.rows.items():
+                if (score := task_score(row)) and not is_quiet():
+                    scored = f"{task} {score.metric} {score}, {evaluation.coverage[task]}"
+                    echo(f"step {evaluation.step:,}: {scored}", to_stderr=True)
+        metrics = ((task, name, value) for task, row in evaluation.rows.items() for name, value in row.items())
+        return {f"evaluation/{task}/{name}": value for task, name, value in metrics if name not in _CONSTANTS}
 
     def _is_saved(self, steps_done: int) -> bool:
         recipe = self.state.recipe

@@ -6,7 +6,7 @@ full matrix. A weight's initial value depends only on the seed and the weight's 
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from tinyllama import hardware
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, build_mesh, shard_model, smallest_device_memory
 from tinyllama.errors import InputError, first_line, silence_torchao
+from tinyllama.evaluate.results import Evaluation
 from tinyllama.files import atomic_write, read_regular_file, write_json
 from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
@@ -31,6 +32,8 @@ from tinyllama.train.validation import ValidationSet, load_validation_set
 
 Float8Scaling = Literal["rowwise", "tensorwise"]
 """Recipes of torchao: one scale per row, or one scale per tensor, which is faster and less exact."""
+Evaluator = Callable[[Llama, int, Callable[[], None]], Evaluation]
+"""Function of the model, the number of completed steps and a heartbeat; see `evaluate.evaluation.load_evaluator`."""
 
 
 @dataclass
@@ -49,6 +52,8 @@ class TrainState:
     milestone_steps: set[int]
     keeps_weights: bool = False
     """Whether weights in the compute precision are kept over the micro-batches of a step."""
+    evaluate: Evaluator | None = None
+    """Function that evaluates the model on lm-eval's tasks; None if the recipe has no evaluation during training."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     """Records of the run's rollbacks; see `RunDir.rollbacks`."""
 
