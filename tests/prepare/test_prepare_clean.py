@@ -72,7 +72,7 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
 ) -> None:
     build_store(recipe_at(small, raw, tmp_path / "undisturbed"))
     recipe = recipe_at(small, raw, tmp_path / "store")
-    assert sum(plan_job(recipe).stages.values()) == 28
+    assert sum(plan_job(recipe).stages.values()) == 30
     for after in (3, 9, 6, 5):  # finished tasks until each interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()
