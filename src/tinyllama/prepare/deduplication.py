@@ -118,20 +118,26 @@ def _digest(text: TextLike) -> bytes:
 
 def minhash_keys(texts: Iterator[TextLike]) -> Iterator[Keys]:
     """Yield the numbers of documents and the keys of their bands; a text with fewer than NGRAM_WORDS words has none."""
-    for batch in _batches(_short_ngrams(texts), _BATCH_NGRAMS):
+    last, last_minima = np.empty(0, np.int64), np.empty((BANDS * ROWS, 0), np.uint32)
+    for batch in _batches(_ngrams_in_parts(texts), _BATCH_NGRAMS):
         numbers, ngrams = (np.concatenate(part) for part in zip(*batch, strict=True))
-        starts = np.cumsum([0, *(len(own) for _, own in batch[:-1])])
-        keys = band_keys(minimum_hashes(ngrams.astype(np.uint32), starts))
-        yield np.repeat(numbers, BANDS), keys.ravel()
+        starts = np.cumsum([0, *(len(part) for _, part in batch[:-1])])
+        numbers = np.concatenate([last, numbers])
+        minima = np.concatenate([last_minima, minimum_hashes(ngrams, starts)], axis=1)
+        numbers, firsts = np.unique(numbers, return_index=True)
+        minima = np.minimum.reduceat(minima, firsts, axis=1)
+        yield np.repeat(numbers[:-1], BANDS), band_keys(minima[:, :-1]).ravel()
+        last, last_minima = numbers[-1:], minima[:, -1:]  # the next batch may have more parts of the last document
+    if len(last):
+        yield np.repeat(last, BANDS), band_keys(last_minima).ravel()
 
 
-def _short_ngrams(texts: Iterator[TextLike]) -> Iterator[Keys]:
-    """Yield the number of each document that has an n-gram, and the upper 32 bits of the hashes of its n-grams."""
+def _ngrams_in_parts(texts: Iterator[TextLike]) -> Iterator[Keys]:
+    """Yield the number of each document, and the upper 32 bits of the hashes of its n-grams, in one or more parts."""
     for number, text in enumerate(texts):
-        parts = [ngrams >> np.uint64(32) for ngrams in hashed_ngrams(to_str(text), NGRAM_WORDS)]
-        ngrams = np.concatenate([part.astype(np.uint32) for part in parts]) if parts else np.empty(0, np.uint32)
-        if len(ngrams):
-            yield np.array([number], np.uint32), ngrams
+        for ngrams in hashed_ngrams(to_str(text), NGRAM_WORDS):
+            if len(ngrams):
+                yield np.array([number]), (ngrams >> np.uint64(32)).astype(np.uint32)
 
 
 def minimum_hashes(ngrams: NDArray[np.uint32], starts: NDArray[np.int64]) -> NDArray[np.uint32]:

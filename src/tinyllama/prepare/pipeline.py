@@ -230,7 +230,7 @@ def settings_diff(
     """
     wanted = store_settings(recipe, tokenizer) if tokenizer is not None else _recipe_settings(recipe)
     optional = {"comparison_version"} - manifest.keys()
-    found = differences({key: manifest[key] for key in wanted.keys() - optional}, wanted)
+    found = differences({key: manifest[key] for key in wanted if key not in optional}, wanted)
     return [(name, values) for name, values in found if not _RESULTS.match(name)]
 
 

@@ -19,7 +19,8 @@ _BOUNDARY = re.compile(rf"(?![{_MARKS}])[\W_{_UNSPACED}]")
 _ASCII_SEPARATORS = bytes(code if code > 127 or chr(code).isalnum() else ord(" ") for code in range(256))
 """Table that replaces each byte of an ASCII separator by a space, and keeps the bytes of all other characters."""
 _PART_CHARACTERS = 1 << 20
-"""Number of characters that are split at a time; the words of a complete document of 200 MB would need gigabytes."""
+"""Number of characters that are split at a time; the words of a complete document of 200 MB would need gigabytes. A
+longer word, such as encoded binary data, may be cut."""
 
 
 def words(text: str) -> list[str]:
@@ -35,7 +36,8 @@ def words_in_parts(text: str) -> Iterator[list[str]]:
     """Yield the words of a text in lower case, in lists that each take little memory."""
     start = 0
     while start < len(text):
-        boundary = _BOUNDARY.search(text, start + _PART_CHARACTERS)
-        end = boundary.start() if boundary else len(text)
+        last = start + 2 * _PART_CHARACTERS
+        boundary = _BOUNDARY.search(text, start + _PART_CHARACTERS, last)
+        end = boundary.start() if boundary else last
         yield words(text[start:end].lower())
         start = end
