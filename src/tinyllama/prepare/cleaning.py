@@ -16,11 +16,13 @@ from datatrove.data import Document
 
 from tinyllama.errors import InputError
 from tinyllama.prepare import decontamination, deduplication
-from tinyllama.recipe import Cleaning, Recipe
+from tinyllama.recipe import Recipe
 
 DropCallback = Callable[[Document], None]
 """Function that is called once per dropped document, with the reason in `metadata["filter_reason"]`."""
 Step = Callable[[Iterator[Document]], Iterator[Document]]
+KEPT_DOCUMENT = "kept_document"
+"""Key in the metadata of a duplicate; the value is the `Place` of the document that is kept."""
 MATCHING_ITEMS = "matching_items"
 """Key in the metadata of a contaminated document; the value lists the matching items of each evaluation task."""
 
@@ -44,15 +46,17 @@ def check_cleaning(recipe: Recipe) -> None:
     """
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
-        if not (cleaning.deduplicate == "minhash" or cleaning.filters or cleaning.decontaminate):
+        if cleaning.decontaminate and find_spec("lm_eval") is None:
+            raise InputError(f"{place}: needs lm_eval; pip install 'tinyllama[evaluate]'")
+        if not cleaning.filters:
             continue
         packages, extras = ["regex", "spacy"], "clean"
-        if cleaning.decontaminate:
-            packages, extras = [*packages, "lm_eval"], "clean,evaluate"
         if missing := [package for package in packages if find_spec(package) is None]:
             raise InputError(f"{place}: needs {', '.join(missing)}; pip install 'tinyllama[{extras}]'")
+        from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415 - part of the extra `clean`
+
         try:
-            list(decontamination.words("one word", cleaning.language))
+            load_word_tokenizer(cleaning.language)
         except ValueError:
             raise InputError(
                 f"{place}.language: no word-splitting rules for {cleaning.language!r}; set an ISO 639-1 code like en"
@@ -68,25 +72,17 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
     stages = []
-    decontaminated = [(name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate]
-    if decontaminated:
-        run = partial(decontamination.write_index, decontaminated, work / "decontamination")
-        stages.append(CleaningStage("decontamination-index", len(decontaminated), run))
-    exact = [rank for rank, source in enumerate(task_sources) if cleanings[source].deduplicate == "exact"]
-    if exact:
-        sign = partial(deduplication.write_exact_signatures, work / "exact", exact)
-        find = partial(deduplication.find_exact_duplicates, work / "exact", exact)
-        stages.append(CleaningStage("exact-signatures", len(task_sources), sign))
-        stages.append(CleaningStage("exact-duplicates", deduplication.EXACT_RANGES, find))
-    asked = [cleanings[source] for source in task_sources]
-    languages = [cleaning.language if cleaning.deduplicate == "minhash" else None for cleaning in asked]
-    if any(languages):
-        folder = work / "minhash"
-        sign = partial(deduplication.sign_minhash, folder, languages)
-        pair = partial(deduplication.find_minhash_pairs, folder)
-        stages.append(CleaningStage("minhash-signatures", len(languages), sign))
-        stages.append(CleaningStage("minhash-buckets", deduplication.MINHASH_BUCKETS, pair))
-        stages.append(CleaningStage("minhash-clusters", 1, partial(deduplication.find_minhash_duplicates, folder)))
+    if wanted := decontamination.wanted_indexes(cleanings):
+        run = partial(decontamination.write_index, wanted, work / "decontamination")
+        stages.append(CleaningStage("decontamination-index", len(wanted), run))
+    kinds = [cleanings[source].deduplicate for source in task_sources]
+    for kind in sorted({kind for kind in kinds if kind}):
+        folder, count = work / kind, len(kinds)
+        write = partial(deduplication.write_keys, folder, kinds, kind)
+        find = partial(deduplication.find_equal_keys, folder, count)
+        stages.append(CleaningStage(f"{kind}-keys", count, write))
+        stages.append(CleaningStage(f"{kind}-pairs", deduplication.KEY_RANGES, find))
+        stages.append(CleaningStage(f"{kind}-clusters", 1, partial(deduplication.find_clusters, folder, count)))
     return tuple(stages)
 
 
@@ -101,8 +97,8 @@ def cleaning_steps(recipe: Recipe, source_name: str, rank: int, work: Path, on_d
         steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
     steps += [partial(_filter, name, cleaning.language, on_drop) for name in cleaning.filters]
     if cleaning.decontaminate:
-        index = decontamination.read_index(work / "decontamination", source_name)
-        steps.append(partial(_drop_contaminated, index, cleaning, on_drop))
+        index = decontamination.read_index(work / "decontamination", cleaning)
+        steps.append(partial(_drop_contaminated, index, cleaning.decontamination_words, on_drop))
     return steps
 
 
@@ -116,8 +112,8 @@ def _drop_duplicates(
 ) -> Iterator[Document]:
     duplicates = deduplication.read_duplicates(folder, rank)
     for number, document in enumerate(documents):
-        if number in duplicates:
-            duplicates.remove(number)
+        if kept := duplicates.pop(number, None):
+            document.metadata[KEPT_DOCUMENT] = kept
             _drop(document, f"duplicate ({kind})", on_drop)
         else:
             yield document
@@ -126,11 +122,10 @@ def _drop_duplicates(
 
 
 def _drop_contaminated(
-    index: decontamination.Index, cleaning: Cleaning, on_drop: DropCallback, documents: Iterator[Document]
+    index: decontamination.Index, length_words: int, on_drop: DropCallback, documents: Iterator[Document]
 ) -> Iterator[Document]:
     for document in documents:
-        ngrams = decontamination.hashed_ngrams(document.text, cleaning.language, cleaning.decontamination_words)
-        if found := decontamination.matching_items(index, ngrams):
+        if found := decontamination.matching_items(index, document.text, length_words):
             document.metadata[MATCHING_ITEMS] = found
             _drop(document, f"contaminated: {', '.join(found)}", on_drop)
         else:
