@@ -21,7 +21,7 @@ from tests.prepare.cleaning import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.prepare import cleaning, decontamination
+from tinyllama.prepare import cleaning, decontamination, quality
 
 
 def bad(seed: int) -> dict[str, tuple[str, str]]:
@@ -68,13 +68,13 @@ def test_gopher_quality_needs_english_stop_words_in_english_only(tmp_path: Path)
 
 
 def test_a_document_too_long_for_filters_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_MAX_CHARACTERS", len(prose(1)))
+    monkeypatch.setattr(quality, "_MAX_CHARACTERS", len(prose(1)))
     kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [prose(1), prose(1) + " More."])])
     assert kept == [[prose(1)]]
     assert re.fullmatch(r"c4: over [\d,]+ characters, .*", dropped.reasons["0:1"])
 
 
-def test_deduplication_precedes_filters_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters_precede_deduplication_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_tasks(monkeypatch)
     asked = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
     item = f"{prose(1)}\n{ITEM}."
@@ -82,7 +82,7 @@ def test_deduplication_precedes_filters_and_decontamination(tmp_path: Path, monk
     assert kept == [[], [prose(2)]]
     assert dropped.reasons == {
         "0:0": "gopher_quality: gopher_short_doc",
-        "0:1": "duplicate (exact)",
+        "0:1": "gopher_quality: gopher_short_doc",
         "0:2": "contaminated: herons",
         "1:0": "duplicate (exact)",
     }
@@ -97,7 +97,7 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "asked", "message"),
     [
-        ("spacy", {"filters": ["c4"]}, r"sources\.web\.clean: needs spacy; pip install 'tinyllama\[clean\]'"),
+        ("py3langid", {"languages": "en"}, r"web\.clean: needs py3langid; pip install 'tinyllama\[clean\]'"),
         ("regex", MINHASH, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
         ("lm_eval", {"decontaminate": ["piqa"]}, r"clean: needs lm_eval; pip install 'tinyllama\[clean,evaluate\]'"),
         ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: no word-splitting rules for 'xx'"),

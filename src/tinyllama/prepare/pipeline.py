@@ -33,10 +33,14 @@ from tinyllama.prepare.files import find_modified_input
 from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, no_document_error
 from tinyllama.prepare.tasks import TOKENS, Job, cached_tokenizer, plan_job, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
-from tinyllama.recipe import Recipe, differences
+from tinyllama.recipe import Cleaning, Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
+_NEW_FIELDS = {"separator", "holdout", "url"}
+_NEW_CLEANING_FIELDS = {
+    *("url_block_lists", "languages", "min_language_probability", "c4_terminal_punctuation", "mask_personal_data"),
+}
 _RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
 """Pattern of the dotted names of the manifest's fields that are results, not settings."""
 
@@ -202,11 +206,16 @@ def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    sources = {}
+    sources, unset = {}, Cleaning().model_dump(mode="json")
     for name, source in recipe.data.sources.items():
         fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
-        # Manifests of older stores lack separator and holdout, so empty values of these two fields are omitted.
-        sources[name] = {key: fields[key] for key in fields if key not in ("separator", "holdout") or fields[key]}
+        # Manifests of older stores lack some fields, so the default values of these fields are omitted.
+        sources[name] = {key: fields[key] for key in fields if key not in _NEW_FIELDS or fields[key]}
+        sources[name]["clean"] = {
+            key: value
+            for key, value in fields["clean"].items()
+            if key not in _NEW_CLEANING_FIELDS or value != unset[key]
+        }
     return {
         "document": recipe.data.document.model_dump(),
         "validation_fraction": recipe.data.validation_fraction,
