@@ -53,8 +53,11 @@ def _read_entries(name: str, place: str) -> Iterator[str]:
 
 def _normalize(url: str) -> str:
     """Return a domain or URL without scheme, user, port, `www.` and final slash, with its host in lower case."""
-    url = _SCHEME.sub("", url.strip())
-    host = _SEPARATORS.split(url, maxsplit=1)[0]
+    url = url.strip()
+    if "://" in url:
+        url = _SCHEME.sub("", url)
+    found = _SEPARATORS.search(url)
+    host = url[: found.start()] if found else url
     name = host.rpartition("@")[2].partition(":")[0].lower().strip(".").removeprefix("www.")
     return (name + url[len(host) :]).rstrip("/")
 
@@ -67,9 +70,17 @@ def write_index(wanted: Sequence[tuple[str, Sequence[str]]], folder: Path, _: It
         np.save(file, np.unique(np.concatenate(parts)))
 
 
+def read_index(folder: Path, source: str) -> NDArray[np.uint64]:
+    """Map the index of a source into memory: hashes in ascending order."""
+    index: NDArray[np.uint64] = np.load(folder / f"{source}.npy", mmap_mode="r")
+    return index
+
+
 def _hashes(entries: Iterable[str]) -> NDArray[np.uint64]:
-    digests = (int.from_bytes(blake2b(entry.encode(), digest_size=8).digest()) for entry in entries)
-    return np.fromiter(digests, dtype=np.uint64)
+    digests = bytearray()
+    for entry in entries:
+        digests += blake2b(entry.encode(), digest_size=8).digest()
+    return np.frombuffer(digests, dtype="<u8")
 
 
 def _fineweb_entries() -> Iterator[str]:

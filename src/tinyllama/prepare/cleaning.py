@@ -177,7 +177,7 @@ def _filter_steps(
     """Return the steps that decide about each document on its own, or only the step with the given name."""
     checks: dict[str, Check] = {}
     if names := cleaning.url_block_lists:
-        index = np.load(work / f"block_lists/{source}.npy", mmap_mode="r")
+        index = block_lists.read_index(work / "block_lists", source)
         checks["url_block_lists"] = lambda document: block_lists.url_reason(document.metadata[URL], index, names)
     if wanted := cleaning.languages:
         probability = cleaning.min_language_probability

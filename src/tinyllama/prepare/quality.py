@@ -9,11 +9,13 @@ datatrove's slower code about the others, with equal results.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline import filters
+from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION, split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer, load_tokenizer_assignments, load_word_tokenizer
 from numpy.typing import NDArray
@@ -51,9 +53,9 @@ class _RegexTokenizer(WordTokenizer):  # type: ignore[misc]  # datatrove has no 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """Return the first and last position of each sentence."""
         ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-        if not text[ends[-1] if ends else 0 :].isspace():
+        if text[ends[-1] if ends else 0 :].strip():
             ends.append(len(text))
-        return list(zip([0, *ends[:-1]], ends, strict=True))
+        return list(pairwise([0, *ends]))
 
     def sent_tokenize(self, text: str) -> list[str]:
         """Return the sentences in order."""
@@ -93,11 +95,7 @@ def quality_check(name: str, cleaning: Cleaning) -> Callable[[Document], str | N
             # The stop words of the Gopher paper are English, so texts in other languages need not contain them.
             decide = _gopher_quality_check(tokenizer, None if cleaning.language != "en" else 2)
         case "c4":
-            quality = filters.C4QualityFilter(
-                language=tokenizer, filter_no_terminal_punct=cleaning.c4_terminal_punctuation
-            )
-            quality.stat_update = lambda *_, **__: None  # datatrove's counts of lines take a fifth of the time
-            decide = quality.filter
+            decide = _c4_check(tokenizer, cleaning.c4_terminal_punctuation)
         case _:
             decide = _fineweb_check(tokenizer)
 
@@ -112,15 +110,15 @@ def quality_check(name: str, cleaning: Cleaning) -> Callable[[Document], str | N
 
 def _repetition_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
     lines = filters.GopherRepetitionFilter(language=tokenizer, top_n_grams=(), dup_n_grams=())
-    complete = filters.GopherRepetitionFilter(language=tokenizer)
-    duplicates = filters.GopherRepetitionFilter(language=tokenizer, top_n_grams=())
+    rules = filters.GopherRepetitionFilter(language=tokenizer)
 
     def decide(document: Document) -> Any:
         result = lines.filter(document)
         if result is not True:
             return result
-        result = _count_ngrams(complete, document.text, _word_codes(document.text, tokenizer))
-        return duplicates.filter(document) if result is None else result
+        words, codes = split_into_words(document.text, tokenizer), _word_codes(document.text, tokenizer)
+        reason = _repeated_ngrams(rules, document.text, words, codes)
+        return (False, reason) if reason else True
 
     return decide
 
@@ -132,6 +130,24 @@ def _gopher_quality_check(tokenizer: WordTokenizer, min_stop_words: int | None) 
         text = document.text
         words, codes = split_into_words(text, tokenizer), _word_codes(text, tokenizer)
         return _has_gopher_quality(complete, text, words, codes) or complete.filter(document)
+
+    return decide
+
+
+def _c4_check(tokenizer: WordTokenizer, terminal_punctuation: bool) -> Callable[[Document], Any]:
+    min_sentences = filters.C4QualityFilter().min_num_sentences
+    lines = filters.C4QualityFilter(
+        language=tokenizer, filter_no_terminal_punct=terminal_punctuation, min_num_sentences=-1
+    )
+    lines.stat_update = lambda *_, **__: None  # datatrove's counts of lines take a fifth of the time
+
+    def decide(document: Document) -> Any:
+        result = lines.filter(document)
+        if result is not True:
+            return result
+        counts = (len(tokenizer.span_tokenize(line)) for line in document.text.splitlines())
+        has_enough = any(total >= min_sentences for total in accumulate(counts))  # counts until there are enough
+        return True if has_enough else (False, "too_few_sentences")
 
     return decide
 
@@ -173,28 +189,34 @@ def _lengths(codes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return (codes & np.uint64(0xFFFFFFFF)).astype(np.int64) >> 2
 
 
-def _count_ngrams(rules: Any, text: str, codes: NDArray[np.uint64]) -> bool | tuple[bool, str] | None:
-    """Return the result of the Gopher paper's rules about repeated n-grams; None if only datatrove's code can decide.
+def _repeated_ngrams(rules: Any, text: str, words: list[str], codes: NDArray[np.uint64]) -> str | None:
+    """Return the rule of the Gopher paper about n-grams that a text breaks, or None.
 
-    A duplicate n-gram of n > 5 words consists of duplicate 5-grams. The characters in duplicate 5-grams are therefore
-    an upper bound for all n.
+    datatrove counts the characters of disjoint duplicate n-grams one by one. The characters of all words in duplicate
+    n-grams are an upper bound, which is below the limit for most texts. The bound for n = 5 applies to all n > 5,
+    because a duplicate n-gram consists of duplicate 5-grams.
     """
     lengths, keys = _lengths(codes), codes
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    limits = dict(rules.top_n_grams)
-    for n in range(2, min(5, len(codes)) + 1):
+    top_limits, limits = dict(rules.top_n_grams), dict(rules.dup_n_grams)
+    for n in range(2, min(max(limits), len(words)) + 1):
         keys = keys[:-1] * _MULTIPLIER + codes[n - 1 :]
         _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-        start, count = first[counts == counts.max()].min(), counts.max()  # the first of the most frequent n-grams
-        if n in limits and (ends[start + n] - ends[start] + n - 1) * count / len(text) > limits[n]:
-            return False, f"top_{n}_gram"
-    if len(codes) < 5:
-        return True
-    is_duplicate = np.ones(len(keys), dtype=np.int64)
-    is_duplicate[first] = 0
-    in_duplicate = np.convolve(is_duplicate, np.ones(5, dtype=np.int64)) > 0  # [words]
-    limit = min(fraction for _, fraction in rules.dup_n_grams)
-    return True if lengths[in_duplicate].sum() / len(text) <= limit else None
+        if n in top_limits:
+            count = counts.max()
+            start = first[counts == count].min()  # the first of the most frequent n-grams
+            if (ends[start + n] - ends[start] + n - 1) * count / len(text) > top_limits[n]:
+                return f"top_{n}_gram"
+        if n in limits:
+            is_duplicate = np.ones(len(keys), dtype=np.int64)
+            is_duplicate[first] = 0
+            in_duplicate = np.convolve(is_duplicate, np.ones(n, dtype=np.int64)) > 0  # [words]
+            bound = lengths[in_duplicate].sum() / len(text)
+            if bound <= min(limits.values()):
+                return None
+            if bound > limits[n] and find_all_duplicate(words, n) / len(text) > limits[n]:
+                return f"duplicated_{n}_n_grams"
+    return None
 
 
 def _has_gopher_quality(rules: Any, text: str, words: list[str], codes: NDArray[np.uint64]) -> bool:
