@@ -25,16 +25,20 @@ EXACT, MINHASH = {"deduplicate": "exact"}, {"deduplicate": "minhash"}
 
 @dataclass
 class Dropped:
-    """Reason and matching evaluation items of each dropped document."""
+    """Reason, matching evaluation items and kept document of each dropped document."""
 
     reasons: dict[str, str] = field(default_factory=dict)
     contaminated: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    """Id of the kept document of each duplicate."""
 
     def __call__(self, document: Document) -> None:
         assert document.id not in self.reasons, "dropped twice"
         self.reasons[document.id] = document.metadata["filter_reason"]
         if found := document.metadata.get(cleaning.MATCHING_ITEMS):
             self.contaminated[document.id] = found
+        if kept := document.metadata.get(cleaning.KEPT_DOCUMENT):
+            self.kept[document.id] = f"{kept.task}:{kept.row}"
 
 
 def prose(seed: int, sentences: int = 12) -> str:
@@ -85,7 +89,7 @@ def run(
 
     def read(rank: int) -> Iterator[Document]:
         for number, text in enumerate(rows[rank][1]):
-            yield Document(text, f"{rank}:{number}", metadata={"subset": "any"})
+            yield Document(text, f"{rank}:{number}", metadata={"subset": "any", "input": 0, "row": number})
 
     for stage in cleaning.cleaning_stages(recipe, [source for source, _ in rows], work):
         for rank in order(stage.tasks):

@@ -143,10 +143,18 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
     ("missing", "asked", "message"),
     [
         ("py3langid", {"languages": "en"}, r"web\.clean: needs py3langid; pip install 'tinyllama\[clean\]'"),
-        ("regex", MINHASH, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
-        ("lm_eval", {"decontaminate": ["piqa"]}, r"clean: needs lm_eval; pip install 'tinyllama\[clean,evaluate\]'"),
-        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: no word-splitting rules for 'xx'"),
-        ("none", MINHASH | {"language": "th"}, r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`"),
+        ("regex", {"filters": ["c4"]}, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
+        ("lm_eval", {"decontaminate": ["piqa"]}, r"clean: needs lm_eval; pip install 'tinyllama\[evaluate\]'"),
+        (
+            "none",
+            {"filters": ["c4"], "language": "xx"},
+            r"sources\.web\.clean\.language: no word-splitting rules for 'xx'",
+        ),
+        (
+            "none",
+            {"filters": ["c4"], "language": "th"},
+            r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`",
+        ),
     ],
 )
 def test_missing_packages_and_rules_are_refused_at_once(
@@ -158,9 +166,9 @@ def test_missing_packages_and_rules_are_refused_at_once(
     assert "\n" not in str(error.value)
 
 
-def test_exact_deduplication_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deduplication_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "find_spec", lambda name: None)
-    cleaning.check_cleaning(recipe_with({"web": EXACT}))
+    cleaning.check_cleaning(recipe_with({"web": EXACT, "books": MINHASH | {"language": "th"}}))
 
 
 def test_an_unknown_evaluation_task_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

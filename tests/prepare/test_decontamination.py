@@ -1,15 +1,16 @@
 """Documents that contain an evaluation item in any spelling are dropped, and no others."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datatrove.data import Document
 from tests.prepare.cleaning import ITEM, prose, run, run_in_every_way, use_small_tasks, with_changed_words
 
 from tinyllama.prepare import decontamination
-from tinyllama.prepare.decontamination import hashed_ngrams, overlap, read_index
+from tinyllama.prepare.decontamination import overlap, read_index
+from tinyllama.recipe import Cleaning
 
 
 def test_documents_with_an_evaluation_item_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,12 +23,14 @@ def test_documents_with_an_evaluation_item_are_dropped(tmp_path: Path, monkeypat
         ("plain", [ITEM]),
         ("web", [f"{prose(5)} {part}", f"{prose(6)} {tasks['herons'][2]}", f"{prose(7)} {tasks['others'][0]}"]),
     ]
-    asked = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
+    asked: dict[str, Any] = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
     kept, dropped = run_in_every_way(tmp_path, asked, rows)
     assert kept == [[rows[0][1][0], rows[0][1][2]], [ITEM], rows[2][1][1:]]
     assert dropped.reasons == dict.fromkeys(["0:1", "2:0"], "contaminated: herons, twins")
     assert dropped.contaminated["0:1"] == {"herons": [0], "twins": [0, 2]}
-    assert overlap(read_index(tmp_path / "once/decontamination", "web"), dropped.contaminated.values()) == {
+    assert overlap(
+        read_index(tmp_path / "once/decontamination", Cleaning(**asked["web"])), dropped.contaminated.values()
+    ) == {
         "herons": {"items": 3, "too_short": 1, "found": 1, "documents": 2},
         "twins": {"items": 3, "too_short": 0, "found": 2, "documents": 2},
     }
@@ -43,24 +46,32 @@ def test_each_source_has_its_own_tasks_and_ngram_length(tmp_path: Path, monkeypa
     kept, dropped = run(tmp_path, asked, [("web", texts), ("books", texts)])
     assert kept == [texts[1:], texts[:1]]
     assert dropped.reasons == {"0:0": "contaminated: herons", "1:1": "contaminated: others"}
-    counts = overlap(read_index(tmp_path / "decontamination", "books"), [])
+    counts = overlap(read_index(tmp_path / "decontamination", Cleaning(**asked["books"])), [])
     assert counts == {"others": {"items": 1, "too_short": 0, "found": 0, "documents": 0}}
 
 
-def test_the_filter_of_datatrove_drops_the_same_documents(tmp_path: Path) -> None:
-    from datatrove.pipeline.decont import NGramsDecontConfig, NGramsDecontFilter
-    from datatrove.utils.hashing import HashConfig
-
+def test_documents_match_the_items_that_share_a_sequence_of_words() -> None:
     items = [prose(seed, 3) for seed in range(5)]
     chance = random.Random(0)
     texts = [with_changed_words(items[seed % 5], chance.randrange(30), seed) for seed in range(60)]
-    index = decontamination.build_index({"task": items}, "en", 6)
-    index.hashes.tofile(tmp_path / "task.index.hashes")
-    config = NGramsDecontConfig(n_grams=6, hash_config=HashConfig(hash_fc="sha1"))
-    theirs = NGramsDecontFilter(str(tmp_path), config)
-    kept = [theirs.filter(Document(text, "")) is True for text in texts]
-    assert kept == [not decontamination.matching_items(index, hashed_ngrams(text, "en", 6)) for text in texts]
-    assert 5 < sum(kept) < 55
+    index = decontamination.build_index({"task": items}, 6)
+
+    def sequences(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[place : place + 6]) for place in range(len(words) - 5)}
+
+    for text in texts:
+        expected = [number for number, item in enumerate(items) if sequences(item) & sequences(text)]
+        assert decontamination.matching_items(index, text, 6) == ({"task": expected} if expected else {})
+    assert 5 < sum(not decontamination.matching_items(index, text, 6) for text in texts) < 55
+
+
+def test_sources_with_the_same_tasks_share_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_tasks(monkeypatch)
+    asked: dict[str, Any] = {"decontaminate": ["herons"]}
+    cleanings = {"web": asked, "books": asked, "code": asked | {"decontamination_words": 8}}
+    run(tmp_path, cleanings, [(name, [prose(1)]) for name in cleanings])
+    assert len(list((tmp_path / "decontamination").iterdir())) == 2
 
 
 @pytest.mark.slow

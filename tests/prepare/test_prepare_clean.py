@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.json_keys import read_documented_json
 from tests.conftest import contents, interrupt, write_jsonl
 
 pytest.importorskip("py3langid", reason="the extra `clean` is not installed")
@@ -13,6 +14,8 @@ from tests.prepare.cleaning import ITEM, prose, with_changed_words
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, write_json
 from tinyllama.prepare import decontamination
 from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
@@ -118,12 +121,46 @@ def test_the_web_preset_counts_planted_documents_by_reason(
     assert "acme" not in shown
 
 
+def test_inspect_names_the_kept_document_of_each_duplicate(
+    small: Path, raw: Path, tmp_path: Path, small_tasks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_store(recipe_at(small, raw, tmp_path / "store"))
+    duplicates = {f"{raw}/3.jsonl row 8": f"{raw}/0.jsonl row 2", f"{raw}/4.jsonl row 8": f"{raw}/1.jsonl row 5"}
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates"]) == 0
+    lines = [f"{dropped}: duplicate (minhash) of {kept}" for dropped, kept in duplicates.items()]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--json"]) == 0
+    found = read_documented_json("inspect --duplicates", capsys.readouterr().out)["duplicates"]
+    assert {
+        f"{one['file']} row {one['row']}": f"{one['kept_file']} row {one['kept_row']}" for one in found
+    } == duplicates
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--step", "3"]) == 2
+    assert "--duplicates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [".work/plan.json", "manifest.json"])
+def test_a_store_that_another_version_compared_is_not_resumed(
+    small: Path, raw: Path, tmp_path: Path, small_tasks: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    recipe = recipe_at(small, raw, tmp_path / "store")
+    if name == "manifest.json":
+        build_store(recipe)
+    else:
+        interrupt(recipe, monkeypatch, 9)
+    path = tmp_path / "store" / name
+    found = read_json(path)
+    del found.get("settings", found)["comparison_version"]
+    write_json(path, found)
+    with pytest.raises(InputError, match=r"store: .*another version of deduplication"):
+        build_store(recipe)
+
+
 def test_workers_and_interruptions_never_change_a_cleaned_store(
     small: Path, raw: Path, tmp_path: Path, small_tasks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_store(recipe_at(small, raw, tmp_path / "undisturbed"))
     recipe = recipe_at(small, raw, tmp_path / "store")
-    assert sum(plan_job(recipe).stages.values()) == 28
+    assert sum(plan_job(recipe).stages.values()) == 30
     for after in (3, 9, 6, 5):  # finished tasks until each interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()

@@ -105,6 +105,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
 def inspect(
     store: Positional[Annotated[Path, arg(metavar="STORE")]],
     verify: bool = False,
+    duplicates: bool = False,
     samples: int = 1,
     recipe: Annotated[str | None, arg(metavar="RECIPE")] = None,
     step: int | None = None,
@@ -114,8 +115,8 @@ def inspect(
 ) -> int:
     """Show a token store: counts, mixture, dropped rows, samples.
 
-    With --verify, check the store's files; exit status 1 if there is any damage. With --step, list the documents of a
-    training sequence.
+    With --verify, check the store's files; exit status 1 if there is any damage. With --duplicates, list the documents
+    that deduplication dropped. With --step, list the documents of a training sequence.
 
     Examples:
         tinyllama inspect data/mine --samples 5
@@ -124,6 +125,7 @@ def inspect(
     Args:
         store: Folder of the store, or of a run that was trained on it, or the recipe's file.
         verify: Check every hash, and list damaged, missing and unexpected files.
+        duplicates: List each document that deduplication dropped, with the document that was kept.
         samples: Number of sample documents per source.
         recipe: Recipe of the training run whose sequence is traced; for a run, the run's own recipe.
         step: Training step to trace, counted from 0.
@@ -131,11 +133,25 @@ def inspect(
         tokenizer: New location of the store's tokenizer, if the tokenizer was moved.
         json: Print the result as JSON.
     """
-    from tinyllama.prepare.inspection import find_corruption, inspect_store, inspection_lines, resolve_store
+    from tinyllama.prepare.inspection import (
+        find_corruption,
+        inspect_store,
+        inspection_lines,
+        list_duplicates,
+        resolve_store,
+    )
 
-    if verify and (recipe, step, row, tokenizer) != (None,) * 4:
-        raise InputError("inspect: --verify checks the entire store; remove the other flags")
+    if ((verify or duplicates) and (recipe, step, row, tokenizer) != (None,) * 4) or (verify and duplicates):
+        flag = "--verify" if verify else "--duplicates"
+        raise InputError(f"inspect: {flag} applies to the entire store; remove the other flags")
     folder, own_recipe = resolve_store(store)
+    if duplicates:
+        found_duplicates = list_duplicates(folder)
+        if json:
+            print_json({"store": str(folder), "duplicates": list(found_duplicates)})
+        for one in found_duplicates:
+            echo(f"{one['file']} row {one['row']}: {one['reason']} of {one['kept_file']} row {one['kept_row']}")
+        return 0
     if verify:
         found = find_corruption(folder)
         if json:

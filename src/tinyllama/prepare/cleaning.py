@@ -20,6 +20,7 @@ from datatrove.data import Document
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
 from tinyllama.prepare import block_lists, decontamination, deduplication, languages
+from tinyllama.prepare.block_lists import FINEWEB
 from tinyllama.prepare.files import is_remote
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.prepare.sources import list_files, url_field
@@ -28,6 +29,8 @@ from tinyllama.recipe import Cleaning, Recipe, Source
 DropCallback = Callable[[Document], None]
 """Function that is called once per dropped document, with the reason in `metadata["filter_reason"]`."""
 Step = Callable[[Iterator[Document]], Iterator[Document]]
+KEPT_DOCUMENT = "kept_document"
+"""Key in the metadata of a duplicate; the value is the `Place` of the document that is kept."""
 MATCHING_ITEMS = "matching_items"
 """Key in the metadata of a contaminated document; the value lists the matching items of each evaluation task."""
 URL = "url"
@@ -60,7 +63,7 @@ def check_cleaning(recipe: Recipe) -> None:
         if cleaning == Cleaning():
             continue
         _check_packages(cleaning, place)
-        if cleaning.deduplicate == "minhash" or cleaning.filters or cleaning.decontaminate:
+        if cleaning.filters:
             _check_language(cleaning.language, f"{place}.language")
         languages.check_languages(cleaning.languages, f"{place}.languages")
         block_lists.check_block_lists(cleaning.url_block_lists, f"{place}.url_block_lists")
@@ -68,15 +71,14 @@ def check_cleaning(recipe: Recipe) -> None:
 
 
 def _check_packages(cleaning: Cleaning, place: str) -> None:
-    packages, extras = [], "clean"
-    if cleaning != Cleaning(deduplicate=cleaning.deduplicate) or cleaning.deduplicate == "minhash":
-        packages = ["regex"]
-    if cleaning.languages:
-        packages.append("py3langid")
-    if cleaning.decontaminate:
-        packages, extras = [*packages, "lm_eval"], "clean,evaluate"
-    if missing := [package for package in packages if find_spec(package) is None]:
-        raise InputError(f"{place}: needs {', '.join(missing)}; pip install 'tinyllama[{extras}]'")
+    has_datatrove_rules = cleaning.filters or cleaning.mask_personal_data or FINEWEB in cleaning.url_block_lists
+    for is_needed, package, extra in (
+        (has_datatrove_rules, "regex", "clean"),
+        (cleaning.languages, "py3langid", "clean"),
+        (cleaning.decontaminate, "lm_eval", "evaluate"),
+    ):
+        if is_needed and find_spec(package) is None:
+            raise InputError(f"{place}: needs {package}; pip install 'tinyllama[{extra}]'")
 
 
 def _check_language(language: str, place: str) -> None:
@@ -118,27 +120,18 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     if blocked := [(name, own.url_block_lists) for name, own in cleanings.items() if own.url_block_lists]:
         run = partial(block_lists.write_index, blocked, work / "block_lists")
         stages.append(CleaningStage("url-block-lists", len(blocked), run))
-    decontaminated = [(name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate]
-    if decontaminated:
-        run = partial(decontamination.write_index, decontaminated, work / "decontamination")
-        stages.append(CleaningStage("decontamination-index", len(decontaminated), run))
-    exact = [rank for rank, source in enumerate(task_sources) if cleanings[source].deduplicate == "exact"]
-    if exact:
-        sign = partial(deduplication.write_exact_signatures, work / "exact", exact)
-        find = partial(deduplication.find_exact_duplicates, work / "exact", exact)
-        sign = partial(_sign_filtered, recipe, task_sources, work, "exact", sign)
-        stages.append(CleaningStage("exact-signatures", len(task_sources), sign))
-        stages.append(CleaningStage("exact-duplicates", deduplication.EXACT_RANGES, find))
-    asked = [cleanings[source] for source in task_sources]
-    splitting = [cleaning.language if cleaning.deduplicate == "minhash" else None for cleaning in asked]
-    if any(splitting):
-        folder = work / "minhash"
-        sign = partial(deduplication.sign_minhash, folder, splitting)
-        pair = partial(deduplication.find_minhash_pairs, folder)
-        sign = partial(_sign_filtered, recipe, task_sources, work, "minhash", sign)
-        stages.append(CleaningStage("minhash-signatures", len(splitting), sign))
-        stages.append(CleaningStage("minhash-buckets", deduplication.MINHASH_BUCKETS, pair))
-        stages.append(CleaningStage("minhash-clusters", 1, partial(deduplication.find_minhash_duplicates, folder)))
+    if wanted := decontamination.wanted_indexes(cleanings):
+        run = partial(decontamination.write_index, wanted, work / "decontamination")
+        stages.append(CleaningStage("decontamination-index", len(wanted), run))
+    kinds = [cleanings[source].deduplicate for source in task_sources]
+    for kind in sorted({kind for kind in kinds if kind}):
+        folder, count = work / kind, len(kinds)
+        write = partial(deduplication.write_keys, folder, kinds, kind)
+        write = partial(_write_filtered_keys, recipe, task_sources, work, kind, write)
+        find = partial(deduplication.find_equal_keys, folder, count)
+        stages.append(CleaningStage(f"{kind}-keys", count, write))
+        stages.append(CleaningStage(f"{kind}-pairs", deduplication.KEY_RANGES, find))
+        stages.append(CleaningStage(f"{kind}-clusters", 1, partial(deduplication.find_clusters, folder, count)))
     return tuple(stages)
 
 
@@ -164,8 +157,8 @@ def cleaning_steps(
                 steps += _filter_steps(cleaning, source_name, work, on_drop, only=_CHANGES_TEXT)
         steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
     if cleaning.decontaminate:
-        index = decontamination.read_index(work / "decontamination", source_name)
-        steps.append(partial(_drop_contaminated, index, cleaning, on_drop))
+        index = decontamination.read_index(work / "decontamination", cleaning)
+        steps.append(partial(_drop_contaminated, index, cleaning.decontamination_words, on_drop))
     if cleaning.mask_personal_data:
         steps.append(partial(_mask, on_change))
     return steps
@@ -197,16 +190,16 @@ def _filter(name: str, check: Check, on_drop: DropCallback, documents: Iterator[
             yield document
 
 
-def _sign_filtered(
+def _write_filtered_keys(
     recipe: Recipe,
     task_sources: Sequence[str],
     work: Path,
     kind: str,
-    sign: Callable[[Iterator[Document], int], None],
+    write_keys: Callable[[Iterator[Document], int], None],
     documents: Iterator[Document],
     rank: int,
 ) -> None:
-    """Sign the documents of task `rank` that pass the filters; save the numbers of the others, with their reasons."""
+    """Write the keys of the documents of task `rank` that pass the filters; save which other documents are dropped."""
     source = task_sources[rank]
     cleaning = recipe.data.sources[source].clean
     if cleaning.deduplicate != kind:
@@ -224,7 +217,7 @@ def _sign_filtered(
     steps = _filter_steps(cleaning, source, work, save)
     for step in [number, *steps]:
         documents = step(documents)
-    sign(documents, rank)
+    write_keys(documents, rank)
     if steps:
         reasons, codes = np.unique(list(dropped.values()) or np.empty(0, "U1"), return_inverse=True)
         with atomic_write(work / f"filtered/{rank:06d}.npz") as file:
@@ -232,7 +225,7 @@ def _sign_filtered(
 
 
 def _drop_filtered(path: Path, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
-    """Drop the documents that `_sign_filtered` saved."""
+    """Drop the documents that `_write_filtered_keys` saved."""
     with np.load(path) as arrays:
         reasons = dict(zip(arrays["numbers"].tolist(), arrays["reasons"][arrays["codes"]].tolist(), strict=True))
     for number, document in enumerate(documents):
@@ -263,8 +256,8 @@ def _drop_duplicates(
 ) -> Iterator[Document]:
     duplicates = deduplication.read_duplicates(folder, rank)
     for number, document in enumerate(documents):
-        if number in duplicates:
-            duplicates.remove(number)
+        if kept := duplicates.pop(number, None):
+            document.metadata[KEPT_DOCUMENT] = kept
             _drop(document, f"duplicate ({kind})", on_drop)
         else:
             yield document
@@ -273,11 +266,10 @@ def _drop_duplicates(
 
 
 def _drop_contaminated(
-    index: decontamination.Index, cleaning: Cleaning, on_drop: DropCallback, documents: Iterator[Document]
+    index: decontamination.Index, length_words: int, on_drop: DropCallback, documents: Iterator[Document]
 ) -> Iterator[Document]:
     for document in documents:
-        ngrams = decontamination.hashed_ngrams(document.text, cleaning.language, cleaning.decontamination_words)
-        if found := decontamination.matching_items(index, ngrams):
+        if found := decontamination.matching_items(index, document.text, length_words):
             document.metadata[MATCHING_ITEMS] = found
             _drop(document, f"contaminated: {', '.join(found)}", on_drop)
         else:

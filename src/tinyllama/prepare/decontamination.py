@@ -1,15 +1,15 @@
 """Decontamination: search for documents that share n consecutive words with an evaluation item.
 
-This module reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of all items, and
-for each n-gram the index of its item. datatrove splits text into words, but its indexer and filter are not used.
-datatrove's indexer needs lighteval. datatrove's filter stops at the first match of a document and stores one task per
-hash. This module finds all matches, so that it can count the affected items of each task. The hash is the first 64 bits
-of SHA-1, because datatrove's other hash requires an old version of xxhash.
+This module reads lm-eval's tasks and writes one index per list of tasks and length n, which sources with the same list
+share: the sorted hashes of the n-grams of all items, and for each n-gram the index of its item. The index is kept with
+the unfinished work of one store only, so that it never belongs to other items than those of the installed tasks.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
+from tinyllama.prepare.ngrams import hashed_ngrams
 from tinyllama.recipe import Cleaning
 
 # Labels of an item's parts in lm-eval's prompts; web pages with the item's text usually lack these labels.
 _LABELS = re.compile(r"^(?:question|answer|passage|context|q|a):", re.IGNORECASE | re.MULTILINE)
-_PART_CHARACTERS = 1_000_000
-"""Number of characters that are split into words at a time; a complete document of 200 MB would need gigabytes."""
-_SPACE = re.compile(r"\s")
+_FILTER_BITS = 24
+"""Number of upper bits of a hash that select an entry of the filter, which takes 2^24 bytes."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Index of the n-grams of a source's evaluation items; the items of all tasks are numbered consecutively from 0."""
+    """Index of the n-grams of evaluation items; the items of all tasks are numbered consecutively from 0."""
 
     hashes: NDArray[np.uint64]
     """Hashes of the n-grams in ascending order: [N]."""
@@ -44,9 +44,29 @@ class Index:
     too_short: NDArray[np.int64]
     """Number of each task's items with fewer than n words, which no document can match: [T]."""
 
+    @cached_property
+    def filter(self) -> NDArray[np.bool_]:
+        """Whether the index has a hash with the given upper bits: [2^24]; this is faster than a search for a hash."""
+        found = np.zeros(1 << _FILTER_BITS, np.bool_)
+        found[self.hashes >> np.uint64(64 - _FILTER_BITS)] = True
+        return found
+
+
+def wanted_indexes(cleanings: Mapping[str, Cleaning]) -> list[tuple[str, Cleaning]]:
+    """Return a source for each different index that the sources need."""
+    sources = {
+        _index_name(cleaning): (name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate
+    }
+    return list(sources.values())
+
+
+def _index_name(cleaning: Cleaning) -> str:
+    key = repr((cleaning.decontaminate, cleaning.decontamination_words))
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
 
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the index of the source `wanted[rank]` to `folder`, as task `rank` of a cleaning stage.
+    """Write the index that the source `wanted[rank]` needs to `folder`, as task `rank` of a cleaning stage.
 
     Raises InputError if lm-eval does not know an evaluation task, or if the task's items are neither on this machine
     nor on the hub.
@@ -56,14 +76,14 @@ def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents:
         texts = item_texts(cleaning.decontaminate)
     except InputError as error:
         raise InputError(f"data.sources.{source}.clean.decontaminate: {error}") from None
-    index = build_index(texts, cleaning.language, cleaning.decontamination_words)
-    with atomic_write(folder / f"{source}.npz") as file:
+    index = build_index(texts, cleaning.decontamination_words)
+    with atomic_write(folder / _index_name(cleaning)) as file:
         np.savez(file, **vars(index))
 
 
-def read_index(folder: Path, source: str) -> Index:
-    """Read the index of a source."""
-    with np.load(folder / f"{source}.npz") as arrays:
+def read_index(folder: Path, cleaning: Cleaning) -> Index:
+    """Read the index for a source's cleaning."""
+    with np.load(folder / _index_name(cleaning)) as arrays:
         return Index(**arrays)
 
 
@@ -92,9 +112,13 @@ def _choice_text(part: Any, choices: Sequence[str]) -> str:
     return str(part)
 
 
-def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words: int) -> Index:
+def build_index(texts: Mapping[str, Sequence[str]], length_words: int) -> Index:
     """Build the index of n-grams from the texts of the items of each task."""
-    grams = [np.unique(hashed_ngrams(text, language, length_words)) for items in texts.values() for text in items]
+    grams = [
+        np.unique(np.concatenate([np.empty(0, np.uint64), *hashed_ngrams(text, length_words)]))
+        for items in texts.values()
+        for text in items
+    ]
     starts = np.cumsum([0, *map(len, texts.values())])
     is_short = np.array([not len(own) for own in grams], dtype=np.int64)
     hashes = np.concatenate([*grams, np.empty(0, dtype=np.uint64)])
@@ -104,13 +128,18 @@ def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words:
     return Index(hashes[order], items[order], np.array(list(texts), dtype=np.str_), starts, too_short)
 
 
-def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[int]]:
-    """Return, by task, the items that share a hashed n-gram with a document; a task's items are numbered from 0."""
-    first, last = (np.searchsorted(index.hashes, ngrams, side) for side in ("left", "right"))
-    hits = zip(first[last > first].tolist(), last[last > first].tolist(), strict=True)
-    items = sorted({item for start, end in hits for item in index.items[start:end].tolist()})
+def matching_items(index: Index, text: str, length_words: int) -> dict[str, list[int]]:
+    """Return, by task, the items that share an n-gram with a text; a task's items are numbered from 0."""
+    matches: set[int] = set()
+    for ngrams in hashed_ngrams(text, length_words):
+        candidates = ngrams[index.filter[ngrams >> np.uint64(64 - _FILTER_BITS)]]
+        if not len(candidates):
+            continue
+        first, last = (np.searchsorted(index.hashes, candidates, side) for side in ("left", "right"))
+        for start, end in zip(first.tolist(), last.tolist(), strict=True):
+            matches.update(index.items[start:end].tolist())
     found: dict[str, list[int]] = {}
-    for item in items:
+    for item in sorted(matches):
         task = int(np.searchsorted(index.starts, item, "right")) - 1
         found.setdefault(str(index.tasks[task]), []).append(item - int(index.starts[task]))
     return found
@@ -136,29 +165,3 @@ def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dic
         task: {"items": items, "too_short": short, "found": len(found[task]), "documents": documents[task]}
         for task, items, short in counts
     }
-
-
-def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uint64]:
-    """Return the hash of each n-gram of `length_words` words, in order: uint64[words - length_words + 1]."""
-    from datatrove.utils.hashes.sha1 import sha1_hash64  # noqa: PLC0415 - as below, part of the extra `clean`
-    from datatrove.utils.text import ngrams  # noqa: PLC0415
-
-    grams = ngrams(words(text, language), length_words)
-    return np.fromiter((sha1_hash64(" ".join(gram)) for gram in grams), dtype=np.uint64)
-
-
-def words(text: str, language: str) -> Iterator[str]:
-    """Yield the words of a text in lower case, without punctuation and accents, and with 0 in place of each number.
-
-    Raises ValueError if the language has no rules, ImportError if the rules need a package that is not installed.
-    """
-    from datatrove.utils.text import simplify_text  # noqa: PLC0415
-    from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415
-
-    tokenizer = load_word_tokenizer(language)
-    start = 0
-    while start < len(text):
-        space = _SPACE.search(text, start + _PART_CHARACTERS)  # no word contains a space
-        end = space.start() if space else len(text)
-        yield from tokenizer.word_tokenize(simplify_text(text[start:end]))
-        start = end

@@ -1,174 +1,280 @@
 """Deduplication: search for documents that repeat an earlier document, exactly or nearly (MinHash).
 
-The first stage of each kind (exact, MinHash) reads documents and writes their signatures. The last stage writes the
-sorted ids of the documents to drop to `duplicates/*.npy`. A document's id is task * 2^32 + number. Of each group of
-duplicates, the document with the lowest id is kept.
-datatrove computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the
-document with the lowest number, regardless of its task, or a document in the middle of a chain of pairs. If a task runs
-again, it replaces its files.
+Three stages run for each kind (exact, MinHash). The first stage reads documents and writes keys, which are equal for
+duplicates: one hash of the text, or one hash per band of the MinHash signature. The second stage searches for equal
+keys, one range of keys per task. The third stage joins the pairs to clusters. The first document of each cluster is
+kept. If a task runs again, it replaces its files.
+
+A document has an index among the documents of all tasks. Memory per task is bounded, except for a few bytes per
+document in the third stage.
+
+Sources: A. Broder, "On the resemblance and containment of documents", 1997 (MinHash); J. Leskovec, A. Rajaraman and
+J. Ullman, "Mining of Massive Datasets", chapter 3 (bands and rows).
 """
 
 import hashlib
-import resource
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from datatrove.data import Document
 from numpy.typing import NDArray
 
-from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, fsync_path
-from tinyllama.prepare.decontamination import hashed_ngrams
+from tinyllama.files import atomic_write
+from tinyllama.prepare.ngrams import hashed_ngrams
+from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 
-EXACT_RANGES = 16
-"""Number of hash ranges; one task compares the hashes of one range, which bounds the task's memory."""
-MINHASH_BUCKETS = 14
-"""Number of buckets, datatrove's default. With 8 hashes per bucket, two documents that share 80 % of their 5-grams are
-found with a probability of 92 %."""
-_MINHASH_NGRAMS = 8192
-"""Number of n-grams that are hashed at a time; with 112 hashes each, they take 7 MB. Those of a book take gigabytes."""
-_TASK_BITS = np.uint64(32)
+BANDS, ROWS = 24, 9
+"""Number of bands of a signature, and of hash functions per band. Two documents share a key with the probability
+1 - (1 - J^ROWS)^BANDS, where J is the Jaccard similarity of their sets of n-grams: 97 % for J = 0.8, 0.6 % for 0.4."""
+NGRAM_WORDS = 5
+KEY_RANGES = 16
+"""Number of tasks that search for equal keys."""
+_BLOCK_KEYS = 1 << 20
+"""Approximate number of keys in a file of the first stage, which a task sorts in memory."""
+_SEARCH_KEYS = 1 << 22
+"""Approximate number of keys that a task of the second stage compares at a time; they take about 200 MB."""
+_BATCH_NGRAMS = 1 << 15
+"""Number of n-grams whose minimum hashes are computed at a time, which fit into a core's cache."""
+_CLUSTER_DOCUMENTS = 1 << 22
+"""Number of documents whose clusters are resolved at a time."""
+_KEY_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
-
-def write_exact_signatures(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the hashes of the documents of task `rank`, if `rank` is in `ranks`, the tasks to compare."""
-    if rank in ranks:
-        digests = (hashlib.blake2b(document.text.encode(), digest_size=8).digest() for document in documents)
-        hashes = np.frombuffer(b"".join(digests), dtype="<u8")
-        with atomic_write(folder / f"signatures/{rank:06d}.npy") as file:
-            np.save(file, hashes)
-
-
-def find_exact_duplicates(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the ids of the repeated documents whose hashes are in range `rank` of EXACT_RANGES."""
-    hashes, ids = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for task in ranks:
-        own = np.load(folder / f"signatures/{task:06d}.npy")
-        numbers = np.flatnonzero(own >> np.uint64(60) == rank)
-        hashes.append(own[numbers])
-        ids.append(numbers.astype(np.uint64) | np.uint64(task) << _TASK_BITS)
-    all_hashes, all_ids = np.concatenate(hashes), np.concatenate(ids)
-    order = np.argsort(all_hashes, kind="stable")  # of equal hashes, the lowest id comes first
-    repeated = all_hashes[order[1:]] == all_hashes[order[:-1]]
-    _write_duplicates(folder, rank, np.sort(all_ids[order[1:][repeated]]))
+Keys = tuple[NDArray[np.integer[Any]], NDArray[np.unsignedinteger[Any]]]
+"""Two arrays of equal length: the numbers or indexes of documents, and their keys."""
 
 
-def _write_duplicates(folder: Path, part: int, ids: NDArray[np.uint64]) -> None:
-    with atomic_write(folder / f"duplicates/{part:05d}.npy") as file:
-        np.save(file, ids)
+class Place(NamedTuple):
+    """Place of a document in the input."""
+
+    task: int
+    file: int
+    """Index of the file among the files of the task."""
+    row: int
 
 
-def read_duplicates(folder: Path, task: int) -> set[int]:
-    """Return the numbers of a task's documents that repeat an earlier document."""
-    found: set[int] = set()
-    for path in (folder / "duplicates").glob("*.npy"):
-        ids = np.load(path, mmap_mode="r")
-        first, last = np.searchsorted(ids, np.array([task, task + 1], np.uint64) << _TASK_BITS)
-        found.update((ids[first:last] & np.uint64(0xFFFFFFFF)).tolist())
-    return found
-
-
-def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Iterator[Document], rank: int) -> None:
-    """Write the MinHash signatures of the documents of task `rank`; do nothing if `languages[rank]` is None.
-
-    Documents are split into words by the rules of the language `languages[rank]`.
-    """
-    from datatrove.pipeline.dedup import MinhashDedupSignature  # noqa: PLC0415 - as below, part of the extra `clean`
-
-    language = languages[rank]
-    if language is None:
+def write_keys(
+    folder: Path,
+    kinds: Sequence[str | None],
+    kind: Literal["exact", "minhash"],
+    documents: Iterator[Document],
+    rank: int,
+) -> None:
+    """Write the keys and places of the documents of task `rank`, if `kinds[rank]`, its deduplication, is `kind`."""
+    if kinds[rank] != kind:
         return
-    config = _minhash_config()
-    step = MinhashDedupSignature(str(folder / "signatures"), config, language)
-    # These replacements of two of datatrove's methods return the same numbers, but use less memory.
-    step.get_shingles = lambda text: hashed_ngrams(text, language, config.n_grams).reshape(-1, 1)
-    step.get_signature = partial(_signature_in_parts, step.get_signature)
-    step.run(documents, rank, len(languages))
-    _flush((folder / "signatures").glob(f"*/{rank:05d}.*"))
+    places = array("Q")
+
+    def texts() -> Iterator[TextLike]:
+        for document in documents:
+            places.extend((document.metadata["input"], document.metadata["row"]))
+            yield document.text
+
+    for old in (folder / "keys").glob(f"{rank:06d}-*"):
+        old.unlink()
+    for block, parts in enumerate(_batches(_KEYS_OF[kind](texts()), _BLOCK_KEYS)):
+        numbers, keys = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = np.argsort(keys, kind="stable")
+        with atomic_write(folder / f"keys/{rank:06d}-{block:06d}") as file:
+            file.write(keys[order].astype("<u8").tobytes())
+            file.write(numbers[order].astype("<u4").tobytes())
+    with atomic_write(folder / f"places/{rank:06d}") as file:
+        file.write(np.array(places, dtype="<u8").tobytes())
 
 
-def _minhash_config() -> Any:
-    from datatrove.pipeline.dedup.minhash import MinhashConfig  # noqa: PLC0415
-    from datatrove.utils.hashing import HashConfig  # noqa: PLC0415
-
-    return MinhashConfig(num_buckets=MINHASH_BUCKETS, hash_config=HashConfig(hash_fc="sha1"))
-
-
-def _signature_in_parts(get_signature: Any, ngrams: NDArray[np.uint64]) -> list[list[int]]:
-    """Return a document's signature, which has the minimum of each hash over the n-grams, computed part by part."""
-    starts = range(0, len(ngrams), _MINHASH_NGRAMS)
-    parts = [get_signature(ngrams[start : start + _MINHASH_NGRAMS]) for start in starts]
-    signature: list[list[int]] = np.array(parts, dtype=np.uint64).min(axis=0).tolist()
-    return signature
-
-
-def find_minhash_pairs(folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the pairs of documents with equal signatures in bucket `rank` of MINHASH_BUCKETS."""
-    from datatrove.pipeline.dedup import MinhashDedupBuckets  # noqa: PLC0415
-
-    _allow_open_files(folder / f"signatures/bucket_{rank:03d}")
-    step = MinhashDedupBuckets(str(folder / "signatures"), str(folder / "pairs"), config=_minhash_config())
-    step.run(None, rank, MINHASH_BUCKETS)
-    _flush((folder / "pairs").glob(f"{rank:05d}_*"))
+def _batches(items: Iterator[Keys], length: int) -> Iterator[list[Keys]]:
+    """Yield consecutive items, so many at a time that their arrays together have at least `length` members."""
+    batch: list[Keys] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += len(item[1])
+        if total >= length:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
-def find_minhash_duplicates(folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the ids of all documents except the first document of each cluster of pairs."""
-    _write_duplicates(folder, 0, duplicates_in_clusters(map(_read_pairs, sorted((folder / "pairs").glob("*.dups")))))
+def exact_keys(texts: Iterator[TextLike]) -> Iterator[Keys]:
+    """Yield the numbers of documents, and the first 64 bits of the BLAKE2b hash of each text."""
+    digests = map(_digest, texts)
+    first = 0
+    while data := b"".join(islice(digests, 4096)):
+        keys = np.frombuffer(data, "<u8")
+        yield np.arange(first, first + len(keys), dtype=np.uint32), keys
+        first += len(keys)
 
 
-def _read_pairs(path: Path) -> NDArray[np.uint64]:
-    """Return the ids of a bucket's pairs: [N, 2]."""
-    fields = np.fromfile(path, dtype="<u4").reshape(-1, 4).astype(np.uint64)
-    pairs: NDArray[np.uint64] = fields[:, 0::2] << _TASK_BITS | fields[:, 1::2]
-    return pairs
+def _digest(text: TextLike) -> bytes:
+    found = hashlib.blake2b(digest_size=8)
+    for chunk in iter_utf8_chunks(text):
+        found.update(chunk)
+    return found.digest()
 
 
-def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Return all nodes except the lowest of each connected component of the pairs [N, 2], in ascending order.
+def minhash_keys(texts: Iterator[TextLike]) -> Iterator[Keys]:
+    """Yield the numbers of documents and the keys of their bands; a text with fewer than NGRAM_WORDS words has none."""
+    last, last_minima = np.empty(0, np.int64), np.empty((BANDS * ROWS, 0), np.uint32)
+    for batch in _batches(_ngrams_in_parts(texts), _BATCH_NGRAMS):
+        numbers, ngrams = (np.concatenate(part) for part in zip(*batch, strict=True))
+        starts = np.cumsum([0, *(len(part) for _, part in batch[:-1])])
+        numbers = np.concatenate([last, numbers])
+        minima = np.concatenate([last_minima, minimum_hashes(ngrams, starts)], axis=1)
+        numbers, firsts = np.unique(numbers, return_index=True)
+        minima = np.minimum.reduceat(minima, firsts, axis=1)
+        yield np.repeat(numbers[:-1], BANDS), band_keys(minima[:, :-1]).ravel()
+        last, last_minima = numbers[-1:], minima[:, -1:]  # the next batch may have more parts of the last document
+    if len(last):
+        yield np.repeat(last, BANDS), band_keys(last_minima).ravel()
 
-    `parts` yields arrays of pairs. The memory holds one of these arrays at a time, and one pair per node found so far.
+
+def _ngrams_in_parts(texts: Iterator[TextLike]) -> Iterator[Keys]:
+    """Yield the number of each document, and the upper 32 bits of the hashes of its n-grams, in one or more parts."""
+    for number, text in enumerate(texts):
+        for ngrams in hashed_ngrams(to_str(text), NGRAM_WORDS):
+            if len(ngrams):
+                yield np.array([number]), (ngrams >> np.uint64(32)).astype(np.uint32)
+
+
+def minimum_hashes(ngrams: NDArray[np.uint32], starts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return each document's minimum of each hash function over its n-grams: [BANDS x ROWS, documents].
+
+    `ngrams` has the hashed n-grams of all documents, and `starts` the index of each document's first n-gram. The hash
+    functions are x -> a x + b modulo 2^32, which are permutations because a is odd.
     """
-    forest = np.empty((0, 2), dtype=np.uint64)
+    blocks = np.arange(0, len(ngrams), _BATCH_NGRAMS)
+    cuts = np.union1d(starts, blocks)
+    minima = np.empty((len(_FACTORS), len(cuts)), np.uint32)
+    for block in blocks:
+        own = ngrams[block : block + _BATCH_NGRAMS]
+        first, last = np.searchsorted(cuts, (block, block + len(own)))
+        hashes = np.empty_like(own)
+        for row, (factor, summand) in enumerate(zip(_FACTORS, _SUMMANDS, strict=True)):
+            np.multiply(own, factor, out=hashes)
+            np.add(hashes, summand, out=hashes)
+            np.minimum.reduceat(hashes, cuts[first:last] - block, out=minima[row, first:last])
+    return np.minimum.reduceat(minima, np.searchsorted(cuts, starts), axis=1)
+
+
+# Random bytes of a hash function, since numpy's generators may change between versions.
+_FACTORS, _SUMMANDS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * BANDS * ROWS), "<u4").reshape(2, -1)
+_FACTORS = _FACTORS | np.uint32(1)
+
+
+def band_keys(minima: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Return one key per document and band, from the minimum hashes [BANDS x ROWS, documents]: [documents, BANDS]."""
+    keys = np.tile(np.arange(BANDS, dtype=np.uint64)[:, None], minima.shape[1])
+    for row in minima.reshape(BANDS, ROWS, -1).transpose(1, 0, 2):
+        keys = (keys + row) * _KEY_MULTIPLIER
+    return keys.T
+
+
+_KEYS_OF: dict[str, Callable[[Iterator[TextLike]], Iterator[Keys]]] = {"exact": exact_keys, "minhash": minhash_keys}
+
+
+def find_equal_keys(folder: Path, num_tasks: int, documents: Iterator[Document], rank: int) -> None:
+    """Write the pairs of documents with an equal key in range `rank` of KEY_RANGES.
+
+    A pair consists of a document and the first document with the same key. The task divides its range into parts, so
+    that the keys in memory do not depend on the size of the input.
+    """
+    first_documents = _first_documents(folder, num_tasks)
+    blocks = sorted((folder / "keys").glob("*"))
+    total = sum(path.stat().st_size for path in blocks) // 12
+    parts = 1 << (total // KEY_RANGES // _SEARCH_KEYS).bit_length()
+    width = (1 << 64) // KEY_RANGES // parts
+    for old in (folder / "pairs").glob(f"{rank:06d}-*"):
+        old.unlink()
+    for part in range(parts):
+        start = (rank * parts + part) * width
+        found: list[Keys] = [(np.empty(0, np.int64), np.empty(0, np.uint64))]
+        found += (_read_range(path, first_documents, start, start + width - 1) for path in blocks)
+        indexes, keys = (np.concatenate(column) for column in zip(*found, strict=True))
+        with atomic_write(folder / f"pairs/{rank:06d}-{part:06d}.npy") as file:
+            np.save(file, _repeated(indexes, keys))
+
+
+def _first_documents(folder: Path, num_tasks: int) -> NDArray[np.int64]:
+    """Return the index of each task's first document, followed by the number of all documents: [num_tasks + 1]."""
+    counts = [0] * num_tasks
+    for path in (folder / "places").glob("*"):
+        counts[int(path.name)] = path.stat().st_size // 16
+    return np.cumsum([0, *counts])
+
+
+def _read_range(path: Path, first_documents: NDArray[np.int64], first_key: int, last_key: int) -> Keys:
+    """Return the documents and keys of a block whose keys are in a range; the documents are indexes over all tasks."""
+    count = path.stat().st_size // 12
+    keys = np.memmap(path, "<u8", "r", shape=(count,))
+    start = int(np.searchsorted(keys, np.uint64(first_key)))
+    end = int(np.searchsorted(keys, np.uint64(last_key), "right"))
+    numbers = np.fromfile(path, "<u4", end - start, offset=8 * count + 4 * start)
+    return numbers + first_documents[int(path.name.partition("-")[0])], np.array(keys[start:end])
+
+
+def _repeated(documents: NDArray[Any], keys: NDArray[Any]) -> NDArray[Any]:
+    """Return the documents with the key of an earlier one, and the first document with this key: [2, N]."""
+    order = np.argsort(keys, kind="stable")  # of equal keys, the first document comes first
+    documents, keys = documents[order], keys[order]
+    is_new = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.empty(0, bool)
+    firsts = documents[is_new][np.cumsum(is_new) - 1]
+    return np.stack([documents, firsts])[:, ~is_new]
+
+
+def find_clusters(folder: Path, num_tasks: int, documents: Iterator[Document], rank: int) -> None:
+    """Write the first document of each document's cluster, and the index of each task's first document."""
+    first_documents = _first_documents(folder, num_tasks)
+    pairs = (np.load(path) for path in sorted((folder / "pairs").glob("*")))
+    for name, values in (("first_documents", first_documents), ("kept", kept_documents(first_documents[-1], pairs))):
+        with atomic_write(folder / f"{name}.npy") as file:
+            np.save(file, values)
+
+
+def kept_documents(count: int, parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """Return the lowest document of each document's connected component: [count].
+
+    `parts` yields arrays of pairs of documents, [2, N]. The memory holds one array at a time, and four bytes per
+    document (eight from 2^32 documents on). This is union-find on arrays: link the roots of all pairs, until no pair
+    has two roots.
+    """
+    parents = np.arange(count, dtype=np.min_scalar_type(max(0, count - 1)))
     for pairs in parts:
-        forest = _connected_components(np.concatenate([forest, pairs]))
-    duplicates: NDArray[np.uint64] = forest[forest[:, 0] != forest[:, 1], 0]
-    return duplicates
+        while True:
+            roots = _roots(parents, pairs)
+            parents[pairs] = roots
+            higher, lower = roots.max(axis=0), roots.min(axis=0)
+            if (higher == lower).all():
+                break
+            np.minimum.at(parents, higher, lower)
+    for start in range(0, count, _CLUSTER_DOCUMENTS):
+        own = slice(start, start + _CLUSTER_DOCUMENTS)
+        parents[own] = _roots(parents, parents[own])
+    return parents
 
 
-def _connected_components(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return each node in ascending order, and the lowest node of its component: [nodes, 2].
-
-    This is union-find on arrays: link the roots of all pairs, then shorten all paths, until no pair has two roots.
-    """
-    nodes, ends = np.unique(pairs, return_inverse=True)
-    ends = ends.reshape(pairs.shape)
-    parents = np.arange(len(nodes))
-    while True:
-        roots = parents[ends]
-        if (roots[:, 0] == roots[:, 1]).all():
-            return np.stack([nodes, nodes[parents]], axis=1)
-        np.minimum.at(parents, roots.max(axis=1), roots.min(axis=1))
-        while (parents[parents] != parents).any():
-            parents = parents[parents]
+def _roots(parents: NDArray[Any], documents: NDArray[Any]) -> NDArray[Any]:
+    roots: NDArray[Any] = parents[documents]
+    while (parents[roots] != roots).any():
+        roots = parents[roots]
+    return roots
 
 
-def _allow_open_files(signatures: Path) -> None:
-    """Raise this process's limit on open files, because datatrove keeps the signature files of all tasks open."""
-    needed = len(list(signatures.glob("*"))) + 256
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(f"{signatures}: needs {needed} open files, but the limit is {hard}; raise ulimit -Hn")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    """Flush datatrove's files to disk, so that a completion record that is written later never refers to lost data."""
-    files = set(paths)
-    for path in files | {file.parent for file in files}:
-        fsync_path(path)
+def read_duplicates(folder: Path, task: int) -> dict[int, Place]:
+    """Return the numbers of a task's documents that repeat an earlier document, and the place of the kept document."""
+    first_documents = np.load(folder / "first_documents.npy")
+    first, end = first_documents[task : task + 2]
+    kept = np.load(folder / "kept.npy", mmap_mode="r")[first:end].astype(np.int64)
+    numbers = np.flatnonzero(kept != np.arange(first, end))
+    kept = kept[numbers]
+    tasks = np.searchsorted(first_documents, kept, "right") - 1
+    found: dict[int, Place] = {}
+    for other in np.unique(tasks).tolist():
+        places = np.memmap(folder / f"places/{other:06d}", "<u8", "r").reshape(-1, 2)
+        own = tasks == other
+        rows = places[kept[own] - first_documents[other]].tolist()
+        found |= {number: Place(other, *row) for number, row in zip(numbers[own].tolist(), rows, strict=True)}
+    return found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyllama.data.order import sequences
 from tinyllama.data.store import HASH_KEYS, TokenStore
 from tinyllama.errors import InputError, translate_damage_errors
-from tinyllama.files import read_json, read_regular_file, sha256_of
+from tinyllama.files import numbered_rows, read_json, read_regular_file, sha256_of
 from tinyllama.formatting import echo, format_table
 from tinyllama.prepare.pipeline import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
@@ -94,6 +94,20 @@ def inspection_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
 
 
+def list_duplicates(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield each document that deduplication dropped, with the document that was kept; the keys are those of `--json`.
+
+    Raises InputError if a file of the store is invalid.
+    """
+    store = TokenStore.open(folder)
+    with translate_damage_errors(folder):
+        for name, split in store.splits.items():
+            for _, row in numbered_rows(split.folder / "rejects.jsonl"):
+                if kept := row.get("kept"):
+                    duplicate = {key: row[key] for key in ("file", "row", "reason")}
+                    yield {"split": name} | duplicate | {"kept_file": kept["file"], "kept_row": kept["row"]}
+
+
 def prepared_lines(store: TokenStore) -> Iterator[str]:
     """Yield the output of `tinyllama prepare`: counts, dropped rows, skipped files and suspect files."""
     manifest = store.manifest
@@ -163,7 +177,7 @@ def _description_lines(result: dict[str, Any]) -> Iterator[str]:
         for reason, count in rows["changed"].items():
             yield f"  {count:>12,}  changed: {reason}"
         if split["rejects"]:
-            yield f"  rejected rows are listed in {split['rejects']}"
+            yield f"  rejected rows and duplicates are listed in {split['rejects']}"
     yield from _skipped_files(result["skipped_files"])
     yield from result["warnings"]
     for source, tasks in result["contamination"].items():

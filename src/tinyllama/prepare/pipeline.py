@@ -41,6 +41,8 @@ _NEW_FIELDS = {"separator", "holdout", "url"}
 _NEW_CLEANING_FIELDS = {
     *("url_block_lists", "languages", "min_language_probability", "c4_terminal_punctuation", "mask_personal_data"),
 }
+COMPARISON_VERSION = 2
+"""Version of deduplication, decontamination and the filters: another version may drop other documents."""
 _RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
 """Pattern of the dotted names of the manifest's fields that are results, not settings."""
 
@@ -99,6 +101,8 @@ def _difference(key: str, then: Any, now: Any) -> str:
     """Describe a setting that differs between a store and the recipe; hashes are shortened."""
     if key == "tokenizer.digest":
         return f"another tokenizer (sha256 {str(then)[:12]}, not {now[:12]})"
+    if key == "comparison_version":
+        return "another version of deduplication, decontamination and the filters"
     return f"{key} {then}, but the recipe has {now}"
 
 
@@ -197,11 +201,14 @@ def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, r
 
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the settings that, together with the inputs, determine the store's bytes; the manifest lists them."""
+    cleanings = [source.clean for source in recipe.data.sources.values()]
+    is_cleaned = any(cleaning.filters or cleaning.deduplicate or cleaning.decontaminate for cleaning in cleanings)
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "dtype": tokenizer.dtype.newbyteorder("<").str,
         **_recipe_settings(recipe),
+        **({"comparison_version": COMPARISON_VERSION} if is_cleaned else {}),
     }
 
 
@@ -231,7 +238,8 @@ def settings_diff(
     The tokenizer's settings are compared only if `tokenizer` is given.
     """
     wanted = store_settings(recipe, tokenizer) if tokenizer is not None else _recipe_settings(recipe)
-    found = differences({key: manifest[key] for key in wanted}, wanted)
+    optional = {"comparison_version"} - manifest.keys()
+    found = differences({key: manifest[key] for key in wanted if key not in optional}, wanted)
     return [(name, values) for name, values in found if not _RESULTS.match(name)]
 
 
@@ -285,9 +293,10 @@ def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict
     outcomes: dict[str, Any] = {"splits": splits, "skipped_files": job.skipped_files[name]}
     if warnings:
         outcomes["suspect_files"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}
-    if job.recipe.data.sources[name].clean.decontaminate:
+    cleaning = job.recipe.data.sources[name].clean
+    if cleaning.decontaminate:
         dropped = [found for record in own.values() for found in record["contaminated"]]
-        outcomes["contamination"] = overlap(read_index(job.work / "decontamination", name), dropped)
+        outcomes["contamination"] = overlap(read_index(job.work / "decontamination", cleaning), dropped)
     return outcomes
 
 

@@ -23,7 +23,14 @@ from loguru import logger
 from tinyllama.data.store import WORK_DIR, ShardWriter
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, sha256_of, write_json
-from tinyllama.prepare.cleaning import MATCHING_ITEMS, URL, CleaningStage, cleaning_stages, cleaning_steps
+from tinyllama.prepare.cleaning import (
+    KEPT_DOCUMENT,
+    MATCHING_ITEMS,
+    URL,
+    CleaningStage,
+    cleaning_stages,
+    cleaning_steps,
+)
 from tinyllama.prepare.files import local_copy
 from tinyllama.prepare.readers import FileCounts, RejectedRow, read_rows
 from tinyllama.prepare.selection import hash_to_unit_interval, split_tail
@@ -233,7 +240,7 @@ def run_task(job: Job, stage: str, rank: int) -> None:
         else:
             stats = TaskStats()
             (own,) = (one for one in job.cleaning if one.name == stage)
-            own.run(_read_documents(job, rank, stats), rank)
+            own.run(_read_documents(job, rank, stats, None), rank)
             record = {"inputs": stats.inputs}
         write_json(path, record)
 
@@ -255,46 +262,56 @@ def translate_write_errors(store: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_documents(job: Job, rank: int, stats: TaskStats) -> Iterator[Document]:
+def _read_documents(job: Job, rank: int, stats: TaskStats, rejects: IO[bytes] | None) -> Iterator[Document]:
     """Yield the usable rows of a task's files; count the other rows, and list faulty rows in the rejects file."""
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
     is_cleaned = source.clean != Cleaning()
-    with atomic_write(job.rejects_path(rank)) as rejects:
-        for number, path in enumerate(task.files):
-            entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
-            stats.inputs.append(entry)
-            counts = FileCounts(path)
-            with local_copy(path) as local:
-                for row in read_rows(path, source, local, counts):
-                    stats.read += 1
-                    if isinstance(row, RejectedRow):
-                        stats.dropped[row.reason] += 1
-                        _write_reject(rejects, path, row)
-                    else:
-                        if row.repaired:
-                            stats.changed[_REPAIRED] += 1
-                        metadata = {"subset": row.subset, "input": number, "row": row.row, URL: row.url}
-                        text = to_str(row.text) if is_cleaned else row.text  # datatrove's filters need str
-                        yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
-                entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
-            stats.warnings += counts.warnings()
+    for number, path in enumerate(task.files):
+        entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
+        stats.inputs.append(entry)
+        counts = FileCounts(path)
+        with local_copy(path) as local:
+            for row in read_rows(path, source, local, counts):
+                stats.read += 1
+                if isinstance(row, RejectedRow):
+                    stats.dropped[row.reason] += 1
+                    if not row.is_intentional:
+                        line = {"line": row.line} if row.line else {}
+                        _write_reject(rejects, {"file": path, "row": row.row} | line | {"reason": row.reason})
+                else:
+                    if row.repaired:
+                        stats.changed[_REPAIRED] += 1
+                    metadata = {"subset": row.subset, "input": number, "row": row.row, URL: row.url}
+                    text = to_str(row.text) if is_cleaned else row.text  # datatrove's filters need str
+                    yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
+            entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+        stats.warnings += counts.warnings()
 
 
-def _write_reject(rejects: IO[bytes], path: str, row: RejectedRow) -> None:
-    if not row.is_intentional and rejects.tell() < _MAX_REJECTS_BYTES:
-        place = {"file": path, "row": row.row} | ({"line": row.line} if row.line else {})
-        rejects.write(orjson.dumps(place | {"reason": row.reason}) + b"\n")
+def _write_reject(rejects: IO[bytes] | None, entry: dict[str, Any]) -> None:
+    if rejects is not None and rejects.tell() < _MAX_REJECTS_BYTES:
+        rejects.write(orjson.dumps(entry) + b"\n")
 
 
 def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
-    """Write the shards of a task and return its completion record."""
+    """Write the shards of a task and its list of rejected rows and duplicates; return its completion record."""
     task, stats = job.tasks[rank], TaskStats()
-    documents = _read_documents(job, rank, stats)
-    for step in cleaning_steps(job.recipe, task.source, rank, job.work, stats.count_dropped, stats.count_changed):
-        documents = step(documents)
-    splits = [task.split, "validation"] if task.validation_fraction else [task.split]
     with ExitStack() as stack:
+        rejects = stack.enter_context(atomic_write(job.rejects_path(rank)))
+
+        def on_drop(document: Document) -> None:
+            stats.count_dropped(document)
+            if kept := document.metadata.get(KEPT_DOCUMENT):
+                place = {"file": task.files[document.metadata["input"]], "row": document.metadata["row"]}
+                kept_place = {"file": job.tasks[kept.task].files[kept.file], "row": kept.row}
+                reason = document.metadata["filter_reason"]
+                _write_reject(rejects, place | {"reason": reason, "kept": kept_place})
+
+        documents = _read_documents(job, rank, stats, rejects)
+        for step in cleaning_steps(job.recipe, task.source, rank, job.work, on_drop, stats.count_changed):
+            documents = step(documents)
+        splits = [task.split, "validation"] if task.validation_fraction else [task.split]
         folder = job.store / task.source
         writers = {split: stack.enter_context(ShardWriter(folder / split, task.number)) for split in splits}
         _tokenize(job, task, documents, stats, writers)
