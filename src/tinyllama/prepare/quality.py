@@ -2,8 +2,8 @@
 
 datatrove loads spaCy to split text. Here, only languages without spaces between words need datatrove's splitters and
 their packages. The regular expressions split English text almost like spaCy, because the filters' thresholds were
-chosen for such words (docs/log.md has the agreement). A few numpy operations decide about most documents, and
-datatrove's slower code about the others, with equal results.
+chosen for such words (docs/log.md has the agreement). numpy computes the rules about words, with the thresholds and the
+results of datatrove's filters.
 """
 
 import re
@@ -124,12 +124,12 @@ def _repetition_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
 
 
 def _gopher_quality_check(tokenizer: WordTokenizer, min_stop_words: int | None) -> Callable[[Document], Any]:
-    complete = filters.GopherQualityFilter(language=tokenizer, min_stop_words=min_stop_words)
+    rules = filters.GopherQualityFilter(language=tokenizer, min_stop_words=min_stop_words)
 
     def decide(document: Document) -> Any:
-        text = document.text
-        words, codes = split_into_words(text, tokenizer), _word_codes(text, tokenizer)
-        return _has_gopher_quality(complete, text, words, codes) or complete.filter(document)
+        words, codes = split_into_words(document.text, tokenizer), _word_codes(document.text, tokenizer)
+        reason = _broken_quality_rule(rules, document.text, words, codes)
+        return (False, reason) if reason else True
 
     return decide
 
@@ -219,23 +219,25 @@ def _repeated_ngrams(rules: Any, text: str, words: list[str], codes: NDArray[np.
     return None
 
 
-def _has_gopher_quality(rules: Any, text: str, words: list[str], codes: NDArray[np.uint64]) -> bool:
-    """Return whether a text satisfies all rules of the Gopher paper about quality."""
+def _broken_quality_rule(rules: Any, text: str, words: list[str], codes: NDArray[np.uint64]) -> str | None:
+    """Return the first rule of the Gopher paper about quality that a text breaks, or None."""
     is_word, lines = (codes & np.uint64(1)).astype(bool), text.splitlines()
-    count, num_words = len(words), int(is_word.sum())
-    if not (num_words and lines):
-        return False
+    count, num_words, num_lines = max(1, len(words)), int(is_word.sum()), max(1, len(lines))
+    mean_length = _lengths(codes)[is_word].sum() / max(1, num_words)
     ellipses = text.count("...") + text.count("…")
     bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
     cut_lines = sum(line.rstrip().endswith(("...", "…")) for line in lines) if ellipses else 0
     with_letter = int((codes >> np.uint64(1) & np.uint64(1)).sum())
-    mean_length = _lengths(codes)[is_word].sum() / num_words
-    return bool(
-        rules.min_doc_words <= num_words <= rules.max_doc_words
-        and rules.min_avg_word_length <= mean_length <= rules.max_avg_word_length
-        and max(text.count("#"), ellipses) / count <= rules.max_symbol_word_ratio
-        and bullets / len(lines) <= rules.max_bullet_lines_ratio
-        and cut_lines / len(lines) <= rules.max_ellipsis_lines_ratio
-        and with_letter / count >= rules.max_non_alpha_words_ratio
-        and (rules.min_stop_words or 0) <= len(rules.stop_words.intersection(words))
-    )
+    is_broken = {
+        "gopher_short_doc": num_words < rules.min_doc_words,
+        "gopher_long_doc": num_words > rules.max_doc_words,
+        "gopher_below_avg_threshold": mean_length < rules.min_avg_word_length,
+        "gopher_above_avg_threshold": mean_length > rules.max_avg_word_length,
+        "gopher_too_many_hashes": text.count("#") / count > rules.max_symbol_word_ratio,
+        "gopher_too_many_ellipsis": ellipses / count > rules.max_symbol_word_ratio,
+        "gopher_too_many_bullets": bullets / num_lines > rules.max_bullet_lines_ratio,
+        "gopher_too_many_end_ellipsis": cut_lines / num_lines > rules.max_ellipsis_lines_ratio,
+        "gopher_below_alpha_threshold": with_letter / count < rules.max_non_alpha_words_ratio,
+        "gopher_enough_stop_words": len(rules.stop_words.intersection(words)) < (rules.min_stop_words or 0),
+    }
+    return next((reason for reason, value in is_broken.items() if value), None)
