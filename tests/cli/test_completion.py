@@ -33,7 +33,10 @@ CASES = {
     "tinyllama tokenizer train dark.yaml --data.sources.b": {
         f"--data.sources.books.{field}" for field, _ in field_infos(Source)
     },
-    "tinyllama plan dark.yaml --data.sources.second.clean.lang": {"--data.sources.second.clean.language"},
+    "tinyllama plan dark.yaml --data.sources.second.clean.lang": {
+        "--data.sources.second.clean.language",
+        "--data.sources.second.clean.languages",
+    },
     "tinyllama plan dark.yaml --data.sources.second.holdout ": {"tail"},
     "tinyllama watch --no": {"--no-browser"},
     "tinyllama train d": {"demo", "dark.yaml"},

@@ -14,7 +14,7 @@ from tests.conftest import small_recipe
 from tinyllama.prepare import cleaning, decontamination
 from tinyllama.recipe import Recipe
 
-pytest.importorskip("spacy", reason="the extra `clean` is not installed")
+pytest.importorskip("py3langid", reason="the extra `clean` is not installed")
 
 from datatrove.data import Document
 

@@ -21,7 +21,8 @@ from tests.prepare.cleaning import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.prepare import cleaning, decontamination
+from tinyllama.prepare import cleaning, decontamination, quality
+from tinyllama.prepare.languages import excerpt
 
 
 def bad(seed: int) -> dict[str, tuple[str, str]]:
@@ -68,13 +69,13 @@ def test_gopher_quality_needs_english_stop_words_in_english_only(tmp_path: Path)
 
 
 def test_a_document_too_long_for_filters_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_MAX_CHARACTERS", len(prose(1)))
+    monkeypatch.setattr(quality, "_MAX_CHARACTERS", len(prose(1)))
     kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [prose(1), prose(1) + " More."])])
     assert kept == [[prose(1)]]
     assert re.fullmatch(r"c4: over [\d,]+ characters, .*", dropped.reasons["0:1"])
 
 
-def test_deduplication_precedes_filters_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters_precede_deduplication_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_tasks(monkeypatch)
     asked = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
     item = f"{prose(1)}\n{ITEM}."
@@ -82,10 +83,54 @@ def test_deduplication_precedes_filters_and_decontamination(tmp_path: Path, monk
     assert kept == [[], [prose(2)]]
     assert dropped.reasons == {
         "0:0": "gopher_quality: gopher_short_doc",
-        "0:1": "duplicate (exact)",
+        "0:1": "gopher_quality: gopher_short_doc",
         "0:2": "contaminated: herons",
         "1:0": "duplicate (exact)",
     }
+
+
+def test_a_filter_never_drops_the_kept_copy_of_a_near_duplicate(tmp_path: Path) -> None:
+    text = prose(1, 24)
+    rows = [("web", [f"{text}\nA line with lorem ipsum.", text]), ("web", [text, f"{prose(2)}\nA line with {{ in it."])]
+    kept, dropped = run_in_every_way(tmp_path, {"web": MINHASH | {"filters": ["fineweb", "c4"]}}, rows)
+    assert kept == [[text], []]
+    assert dropped.reasons == {"0:0": "c4: lorem_ipsum", "1:0": "duplicate (minhash)", "1:1": "c4: curly_bracket"}
+
+
+def test_duplicates_are_searched_in_the_text_that_c4_leaves(tmp_path: Path) -> None:
+    texts = [f"{prose(1)}\nNo end", f"{prose(1)}\nAnother line"]
+    kept, _ = run(tmp_path, {"web": EXACT | {"filters": ["c4"]}}, [("web", texts)])
+    assert kept == [[prose(1)]]
+    rules = EXACT | {"filters": ["c4"], "c4_terminal_punctuation": False}
+    kept, _ = run(tmp_path / "fineweb", {"web": rules}, [("web", [f"{text} of page." for text in texts])])
+    assert len(kept[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "reasons"),
+    [
+        ({"languages": "en"}, ["de", "fr", "de"]),
+        ({"languages": ["en", "de"]}, ["fr"]),
+        (
+            {"languages": ["en", "de", "fr"], "min_language_probability": 0.99},
+            ["de with a probability below 0.99"],
+        ),
+    ],
+    ids=["english", "two", "probability"],
+)
+def test_languages_are_identified(tmp_path: Path, asked: dict[str, Any], reasons: list[str]) -> None:
+    german = "Der Hund schläft unter dem Baum, weil es heute sehr warm ist. "
+    french = "Le chien dort sous l'arbre parce qu'il fait très chaud aujourd'hui. "
+    english = "The dog sleeps under the tree, because it is very warm today. "
+    texts = [english * 20, german * 20, french * 20, english + german]
+    _, dropped = run(tmp_path, {"web": asked}, [("web", texts)])
+    assert list(dropped.reasons.values()) == [f"languages: {reason}" for reason in reasons]
+
+
+def test_only_an_excerpt_of_a_document_is_classified() -> None:
+    assert excerpt("a" * 1024) == "a" * 1024
+    assert excerpt("a" * 1000 + "b" * 1000) == "a" * 512 + " " + "b" * 512
+    assert len(excerpt("é" * 10_000_000)) == 1025
 
 
 def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
@@ -97,7 +142,7 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "asked", "message"),
     [
-        ("spacy", {"filters": ["c4"]}, r"sources\.web\.clean: needs spacy; pip install 'tinyllama\[clean\]'"),
+        ("py3langid", {"languages": "en"}, r"web\.clean: needs py3langid; pip install 'tinyllama\[clean\]'"),
         ("regex", {"filters": ["c4"]}, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
         ("lm_eval", {"decontaminate": ["piqa"]}, r"clean: needs lm_eval; pip install 'tinyllama\[evaluate\]'"),
         (

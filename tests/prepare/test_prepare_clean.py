@@ -1,5 +1,6 @@
 """Cleaned stores: bad documents are dropped, all others kept, and interruptions change nothing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from tests.cli.json_keys import read_documented_json
 from tests.conftest import contents, interrupt, write_jsonl
 
-pytest.importorskip("spacy", reason="the extra `clean` is not installed")
+pytest.importorskip("py3langid", reason="the extra `clean` is not installed")
 
 from tests.prepare.cleaning import ITEM, prose, with_changed_words
 
@@ -70,6 +71,56 @@ def test_bad_documents_are_dropped_and_counted(
     assert find_corruption(tmp_path / "store") == []
 
 
+SHORT = "The old harbour was quiet that evening, and only two boats had returned with fish for the market. "
+SHORT += "Nobody on the pier asked why the third one was late, since storms were common at that time of year."
+GERMAN = "Die Katze sitzt auf dem Dach und schaut in den Garten, weil dort ein Vogel singt. "
+
+
+def test_the_web_preset_counts_planted_documents_by_reason(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The flags of the command line set the preset and change single fields of it."""
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
+    good = [f"{prose(seed)}\nAsk anna.{seed}@acme.net at 9.9.9.{seed} or 10.0.0.1 about this." for seed in range(4)]
+    rows = [(text, f"https://good.example/{number}") for number, text in enumerate(good)]
+    rows += [
+        (prose(20), "https://ads.bad.example/x"),
+        (prose(21), ""),
+        (GERMAN * 12, "https://good.example/de"),
+        ("\n\n".join([prose(22, 1)] * 12), "https://good.example/repeated"),
+        (SHORT, "https://good.example/short"),
+        (f"{prose(24)}\nA line with lorem ipsum in it.", "https://good.example/lorem"),
+        (prose(25).replace(".", ""), "https://good.example/lines"),
+        (with_changed_words(good[1], 2), "https://good.example/copy"),
+    ]
+    for number in range(2):
+        lines = [json.dumps({"text": text, "url": url}) + "\n" for text, url in rows[number::2]]
+        (tmp_path / f"{number}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "list.txt").write_text("bad.example\n", encoding="utf-8")
+    sources = {"web": {"format": "jsonl", "path": str(tmp_path), "weight": 1}}
+    overrides = {"data.store": str(tmp_path / "store"), "data.sources": sources, "data.validation_fraction": 0}
+    recipe = Recipe.load(small / "recipe.yaml", overrides)
+    (tmp_path / "mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    flags = ["--data.sources.web.clean", "web", "--data.sources.web.clean.url_block_lists", str(tmp_path / "list.txt")]
+    assert main(["prepare", str(tmp_path / "mine.yaml"), *flags]) == 0, capsys.readouterr().err
+    counts = TokenStore.open(tmp_path / "store")["web/train"].manifest["rows"]
+    assert counts["dropped"] == {
+        "c4: lorem_ipsum": 1,
+        "duplicate (minhash)": 1,
+        "fineweb: line_punct_ratio": 1,
+        "gopher_quality: gopher_short_doc": 1,
+        "gopher_repetition: dup_para_frac": 1,
+        "languages: de": 1,
+        "url_block_lists: blocked domain": 1,
+        "url_block_lists: no URL": 1,
+    }
+    assert counts["changed"] == {"e-mail addresses masked": 4, "public IP addresses masked": 4}
+    assert main(["inspect", str(tmp_path / "store"), "--samples", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "languages: de" in shown
+    assert "acme" not in shown
+
+
 def test_inspect_names_the_kept_document_of_each_duplicate(
     small: Path, raw: Path, tmp_path: Path, small_tasks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,3 +166,42 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
         assert not (tmp_path / "store/manifest.json").exists()
     build_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("clean", "place", "keyword"),
+    [
+        ("wub", "data.sources.web.clean.preset", "web"),
+        ({"preset": "web"}, "0.jsonl", "url"),
+        ({"url_block_lists": "missing.txt"}, "data.sources.web.clean.url_block_lists", "missing.txt"),
+        ({"url_block_lists": "list.txt"}, "list.txt:2", "not a domain"),
+        ({"languages": ["en", "english"]}, "data.sources.web.clean.languages", "'english'"),
+        ({"min_language_probability": 2}, "data.sources.web.clean.min_language_probability", "less than"),
+        ({"filters": "c4", "language": "xx"}, "data.sources.web.clean.filters", "tuple"),
+    ],
+    ids=["preset", "url", "missing list", "domain", "language", "probability", "filters"],
+)
+def test_wrong_settings_are_refused_before_any_work(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clean: Any,
+    place: str,
+    keyword: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("good.example\nnot a domain\n", encoding="utf-8")
+    write_jsonl(tmp_path / "0.jsonl", [prose(1)])
+    overrides = {
+        "data.store": "store",
+        "data.sources": {"web": {"format": "jsonl", "path": "0.jsonl", "weight": 1}},
+    }
+    recipe = Recipe.load(small / "recipe.yaml", overrides)
+    Path("mine.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert main(["prepare", "mine.yaml", "--data.sources.web.clean", json.dumps(clean)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert place in error
+    assert keyword in error
+    assert "\n" not in error
+    assert not Path("store").exists()

@@ -31,7 +31,7 @@ from tinyllama.plan.system_info import SystemInfo, probe
 from tinyllama.prepare.files import is_remote
 from tinyllama.prepare.selection import first_document
 from tinyllama.prepare.sources import list_files
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import Cleaning, Recipe, Source
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.text import iter_utf8_chunks
 
@@ -256,8 +256,7 @@ def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult
     yield from _check_tasks(recipe, system)
     trackers = ", ".join(enabled_trackers(recipe.track)) or "nothing"
     yield _run_check("track", trackers, lambda: check_trackers(recipe.track))
-    steps = {name: source.clean for name, source in recipe.data.sources.items()}
-    if cleaned := [name for name, step in steps.items() if step.deduplicate or step.filters or step.decontaminate]:
+    if cleaned := [name for name, source in recipe.data.sources.items() if source.clean != Cleaning()]:
         from tinyllama.prepare.cleaning import check_cleaning
 
         yield _run_check("data.sources.*.clean", ", ".join(cleaned), lambda: check_cleaning(recipe))

@@ -1,22 +1,30 @@
-"""Cleaning: removal of duplicates, then of documents with low quality, then of documents with evaluation items.
+"""Cleaning of documents: filters, then removal of duplicates and of documents with evaluation items, then masking.
 
 Cleaning stages, such as the search for duplicates, run before any tokens are written. All tasks of a stage finish
 before the next stage starts. Cleaning steps then drop documents from the stream of documents that a task writes.
-The quality filters come from datatrove. Packages of the extra `clean` are imported only if a recipe needs them.
+Duplicates are searched among the documents that pass the filters, as in FineWeb. Otherwise, a filter could drop the one
+document that is kept of several near-duplicates. The stage that reads the documents for this search saves which of them
+the filters drop, so that most filters run only once.
+Packages of the extra `clean` are imported only if a recipe needs them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
+import numpy as np
 from datatrove.data import Document
 
 from tinyllama.errors import InputError
-from tinyllama.prepare import decontamination, deduplication
-from tinyllama.recipe import Recipe
+from tinyllama.files import atomic_write
+from tinyllama.prepare import block_lists, decontamination, deduplication, languages
+from tinyllama.prepare.block_lists import FINEWEB
+from tinyllama.prepare.files import is_remote
+from tinyllama.prepare.readers import SourceRow, read_rows
+from tinyllama.prepare.sources import list_files, url_field
+from tinyllama.recipe import Cleaning, Recipe, Source
 
 DropCallback = Callable[[Document], None]
 """Function that is called once per dropped document, with the reason in `metadata["filter_reason"]`."""
@@ -25,9 +33,15 @@ KEPT_DOCUMENT = "kept_document"
 """Key in the metadata of a duplicate; the value is the `Place` of the document that is kept."""
 MATCHING_ITEMS = "matching_items"
 """Key in the metadata of a contaminated document; the value lists the matching items of each evaluation task."""
+URL = "url"
+"""Key of a document's address in its metadata."""
+Check = Callable[[Document], str | None]
+"""Function that returns the reason to drop a document, or None. It may change the document's text."""
 
-_MAX_CHARACTERS = 5_000_000
-"""Maximum document length for filters, in characters; a filter's list of words takes up to 120 bytes per character."""
+_REASON = "filter_reason"
+_NUMBER = "number"
+_CHANGES_TEXT = "c4"  # the only filter that changes documents
+_MAX_ROWS_WITHOUT_URL = 1000
 
 
 class CleaningStage(NamedTuple):
@@ -46,23 +60,54 @@ def check_cleaning(recipe: Recipe) -> None:
     """
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
-        if cleaning.decontaminate and find_spec("lm_eval") is None:
-            raise InputError(f"{place}: needs lm_eval; pip install 'tinyllama[evaluate]'")
-        if not cleaning.filters:
+        if cleaning == Cleaning():
             continue
-        packages, extras = ["regex", "spacy"], "clean"
-        if missing := [package for package in packages if find_spec(package) is None]:
-            raise InputError(f"{place}: needs {', '.join(missing)}; pip install 'tinyllama[{extras}]'")
-        from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415 - part of the extra `clean`
+        _check_packages(cleaning, place)
+        if cleaning.filters:
+            _check_language(cleaning.language, f"{place}.language")
+        languages.check_languages(cleaning.languages, f"{place}.languages")
+        block_lists.check_block_lists(cleaning.url_block_lists, f"{place}.url_block_lists")
+        _check_urls(name, source)
 
-        try:
-            load_word_tokenizer(cleaning.language)
-        except ValueError:
-            raise InputError(
-                f"{place}.language: no word-splitting rules for {cleaning.language!r}; set an ISO 639-1 code like en"
-            ) from None
-        except ImportError as error:
-            raise InputError(f"{place}.language: {cleaning.language!r}: {' '.join(str(error).split())}") from None
+
+def _check_packages(cleaning: Cleaning, place: str) -> None:
+    has_datatrove_rules = cleaning.filters or cleaning.mask_personal_data or FINEWEB in cleaning.url_block_lists
+    for is_needed, package, extra in (
+        (has_datatrove_rules, "regex", "clean"),
+        (cleaning.languages, "py3langid", "clean"),
+        (cleaning.decontaminate, "lm_eval", "evaluate"),
+    ):
+        if is_needed and find_spec(package) is None:
+            raise InputError(f"{place}: needs {package}; pip install 'tinyllama[{extra}]'")
+
+
+def _check_language(language: str, place: str) -> None:
+    from tinyllama.prepare.quality import word_tokenizer  # noqa: PLC0415 - needs the extra `clean`
+
+    try:
+        word_tokenizer(language)
+    except ValueError:
+        raise InputError(f"{place}: no word-splitting rules for {language!r}; set an ISO 639-1 code like en") from None
+    except ImportError as error:
+        raise InputError(f"{place}: {language!r}: {' '.join(str(error).split())}") from None
+
+
+def _check_urls(name: str, source: Source) -> None:
+    """Raise InputError if none of the first rows of a local source has a URL that its block lists need."""
+    if not (field := url_field(source)) or is_remote(source.path):
+        return
+    count = 0
+    for file in list_files(name, source):
+        for row in read_rows(file.path, source):
+            if isinstance(row, SourceRow):
+                if row.url:
+                    return
+                count += 1
+            if count == _MAX_ROWS_WITHOUT_URL:
+                break
+        if count:
+            remedy = f"set data.sources.{name}.url, or clean.url_block_lists to []"
+            raise InputError(f"{file.path}: no row has a URL in {field!r}; {remedy}")
 
 
 def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> tuple[CleaningStage, ...]:
@@ -72,6 +117,9 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
     stages = []
+    if blocked := [(name, own.url_block_lists) for name, own in cleanings.items() if own.url_block_lists]:
+        run = partial(block_lists.write_index, blocked, work / "block_lists")
+        stages.append(CleaningStage("url-block-lists", len(blocked), run))
     if wanted := decontamination.wanted_indexes(cleanings):
         run = partial(decontamination.write_index, wanted, work / "decontamination")
         stages.append(CleaningStage("decontamination-index", len(wanted), run))
@@ -79,6 +127,7 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     for kind in sorted({kind for kind in kinds if kind}):
         folder, count = work / kind, len(kinds)
         write = partial(deduplication.write_keys, folder, kinds, kind)
+        write = partial(_write_filtered_keys, recipe, task_sources, work, kind, write)
         find = partial(deduplication.find_equal_keys, folder, count)
         stages.append(CleaningStage(f"{kind}-keys", count, write))
         stages.append(CleaningStage(f"{kind}-pairs", deduplication.KEY_RANGES, find))
@@ -86,24 +135,119 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     return tuple(stages)
 
 
-def cleaning_steps(recipe: Recipe, source_name: str, rank: int, work: Path, on_drop: DropCallback) -> list[Step]:
+def cleaning_steps(
+    recipe: Recipe,
+    source_name: str,
+    rank: int,
+    work: Path,
+    on_drop: DropCallback,
+    on_change: Callable[[str], None] = lambda reason: None,
+) -> list[Step]:
     """Return the cleaning steps for the documents of task `rank`, which reads the source `source_name`.
 
-    The steps use the results of the cleaning stages in `work`, and call `on_drop` for each dropped document.
+    The steps use the results of the cleaning stages in `work`, and call `on_drop` for each dropped document and
+    `on_change` for each masked document, with the reason.
     """
     cleaning = recipe.data.sources[source_name].clean
-    steps: list[Step] = []
+    steps = _filter_steps(cleaning, source_name, work, on_drop)
     if kind := cleaning.deduplicate:
+        if steps:
+            steps = [partial(_drop_filtered, work / f"filtered/{rank:06d}.npz", on_drop)]
+            if _CHANGES_TEXT in cleaning.filters:
+                steps += _filter_steps(cleaning, source_name, work, on_drop, only=_CHANGES_TEXT)
         steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
-    steps += [partial(_filter, name, cleaning.language, on_drop) for name in cleaning.filters]
     if cleaning.decontaminate:
         index = decontamination.read_index(work / "decontamination", cleaning)
         steps.append(partial(_drop_contaminated, index, cleaning.decontamination_words, on_drop))
+    if cleaning.mask_personal_data:
+        steps.append(partial(_mask, on_change))
     return steps
 
 
+def _filter_steps(
+    cleaning: Cleaning, source: str, work: Path, on_drop: DropCallback, only: str | None = None
+) -> list[Step]:
+    """Return the steps that decide about each document on its own, or only the step with the given name."""
+    checks: dict[str, Check] = {}
+    if names := cleaning.url_block_lists:
+        index = block_lists.read_index(work / "block_lists", source)
+        checks["url_block_lists"] = lambda document: block_lists.url_reason(document.metadata[URL], index, names)
+    if wanted := cleaning.languages:
+        probability = cleaning.min_language_probability
+        checks["languages"] = lambda document: languages.language_reason(document.text, wanted, probability)
+    if cleaning.filters:
+        from tinyllama.prepare.quality import quality_check  # noqa: PLC0415 - needs the extra `clean`
+
+        checks |= {name: quality_check(name, cleaning) for name in cleaning.filters}
+    return [partial(_filter, name, check, on_drop) for name, check in checks.items() if only in (None, name)]
+
+
+def _filter(name: str, check: Check, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
+    for document in documents:
+        if reason := check(document):
+            _drop(document, f"{name}: {reason}", on_drop)
+        else:
+            yield document
+
+
+def _write_filtered_keys(
+    recipe: Recipe,
+    task_sources: Sequence[str],
+    work: Path,
+    kind: str,
+    write_keys: Callable[[Iterator[Document], int], None],
+    documents: Iterator[Document],
+    rank: int,
+) -> None:
+    """Write the keys of the documents of task `rank` that pass the filters; save which other documents are dropped."""
+    source = task_sources[rank]
+    cleaning = recipe.data.sources[source].clean
+    if cleaning.deduplicate != kind:
+        return
+    dropped: dict[int, str] = {}
+
+    def number(documents: Iterator[Document]) -> Iterator[Document]:
+        for count, document in enumerate(documents):
+            document.metadata[_NUMBER] = count
+            yield document
+
+    def save(document: Document) -> None:
+        dropped[document.metadata[_NUMBER]] = document.metadata[_REASON]
+
+    steps = _filter_steps(cleaning, source, work, save)
+    for step in [number, *steps]:
+        documents = step(documents)
+    write_keys(documents, rank)
+    if steps:
+        reasons, codes = np.unique(list(dropped.values()) or np.empty(0, "U1"), return_inverse=True)
+        with atomic_write(work / f"filtered/{rank:06d}.npz") as file:
+            np.savez(file, numbers=np.array(list(dropped), np.uint32), codes=codes.astype(np.uint16), reasons=reasons)
+
+
+def _drop_filtered(path: Path, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
+    """Drop the documents that `_write_filtered_keys` saved."""
+    with np.load(path) as arrays:
+        reasons = dict(zip(arrays["numbers"].tolist(), arrays["reasons"][arrays["codes"]].tolist(), strict=True))
+    for number, document in enumerate(documents):
+        if reason := reasons.get(number):
+            _drop(document, reason, on_drop)
+        else:
+            yield document
+
+
+def _mask(on_change: Callable[[str], None], documents: Iterator[Document]) -> Iterator[Document]:
+    from tinyllama.prepare.personal_data import MASKS  # noqa: PLC0415 - needs the extra `clean`
+
+    for document in documents:
+        for reason, mask in MASKS.items():
+            if (masked := mask(document.text)) != document.text:
+                document.text = masked
+                on_change(reason)
+        yield document
+
+
 def _drop(document: Document, reason: str, on_drop: DropCallback) -> None:
-    document.metadata["filter_reason"] = reason
+    document.metadata[_REASON] = reason
     on_drop(document)
 
 
@@ -130,51 +274,3 @@ def _drop_contaminated(
             _drop(document, f"contaminated: {', '.join(found)}", on_drop)
         else:
             yield document
-
-
-def _filter(name: str, language: str, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
-    """Yield the documents that pass one of datatrove's quality filters."""
-
-    def short() -> Iterator[Document]:
-        for document in documents:
-            if len(document.text) > _MAX_CHARACTERS:
-                _drop(document, f"{name}: over {_MAX_CHARACTERS:,} characters, too long for filters", on_drop)
-            else:
-                yield document
-
-    yield from _quality_filter(name, language, _DroppedDocumentWriter(name, on_drop)).run(short(), 0, 1)
-
-
-@dataclass
-class _DroppedDocumentWriter:
-    """`exclusion_writer` of a datatrove filter, which passes each dropped document to `on_drop`.
-
-    The drop reason begins with the filter's name.
-    """
-
-    filter: str
-    on_drop: DropCallback
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def write(self, document: Document, rank: int) -> None:
-        _drop(document, f"{self.filter}: {document.metadata['filter_reason']}", self.on_drop)
-
-
-def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) -> Any:
-    """Return a datatrove filter with its default thresholds, which come from the filter's paper."""
-    from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
-
-    kinds = {
-        "gopher_repetition": filters.GopherRepetitionFilter,
-        "gopher_quality": filters.GopherQualityFilter,
-        "c4": filters.C4QualityFilter,
-        "fineweb": filters.FineWebQualityFilter,
-    }
-    # The stop words of the Gopher paper are English, so texts in other languages need not contain them.
-    options = {"min_stop_words": None} if name == "gopher_quality" and language != "en" else {}
-    return kinds[name](exclusion_writer=writer, language=language, **options)

@@ -33,12 +33,16 @@ from tinyllama.prepare.files import find_modified_input
 from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, no_document_error
 from tinyllama.prepare.tasks import TOKENS, Job, cached_tokenizer, plan_job, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
-from tinyllama.recipe import Recipe, differences
+from tinyllama.recipe import Cleaning, Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
+_NEW_FIELDS = {"separator", "holdout", "url"}
+_NEW_CLEANING_FIELDS = {
+    *("url_block_lists", "languages", "min_language_probability", "c4_terminal_punctuation", "mask_personal_data"),
+}
 COMPARISON_VERSION = 2
-"""Version of deduplication and decontamination: another version may drop other documents."""
+"""Version of deduplication, decontamination and the filters: another version may drop other documents."""
 _RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
 """Pattern of the dotted names of the manifest's fields that are results, not settings."""
 
@@ -98,7 +102,7 @@ def _difference(key: str, then: Any, now: Any) -> str:
     if key == "tokenizer.digest":
         return f"another tokenizer (sha256 {str(then)[:12]}, not {now[:12]})"
     if key == "comparison_version":
-        return "another version of deduplication and decontamination"
+        return "another version of deduplication, decontamination and the filters"
     return f"{key} {then}, but the recipe has {now}"
 
 
@@ -198,22 +202,27 @@ def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, r
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the settings that, together with the inputs, determine the store's bytes; the manifest lists them."""
     cleanings = [source.clean for source in recipe.data.sources.values()]
-    compares_documents = any(cleaning.deduplicate or cleaning.decontaminate for cleaning in cleanings)
+    is_cleaned = any(cleaning.filters or cleaning.deduplicate or cleaning.decontaminate for cleaning in cleanings)
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "dtype": tokenizer.dtype.newbyteorder("<").str,
         **_recipe_settings(recipe),
-        **({"comparison_version": COMPARISON_VERSION} if compares_documents else {}),
+        **({"comparison_version": COMPARISON_VERSION} if is_cleaned else {}),
     }
 
 
 def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    sources = {}
+    sources, unset = {}, Cleaning().model_dump(mode="json")
     for name, source in recipe.data.sources.items():
         fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
-        # Manifests of older stores lack separator and holdout, so empty values of these two fields are omitted.
-        sources[name] = {key: fields[key] for key in fields if key not in ("separator", "holdout") or fields[key]}
+        # Manifests of older stores lack some fields, so the default values of these fields are omitted.
+        sources[name] = {key: fields[key] for key in fields if key not in _NEW_FIELDS or fields[key]}
+        sources[name]["clean"] = {
+            key: value
+            for key, value in fields["clean"].items()
+            if key not in _NEW_CLEANING_FIELDS or value != unset[key]
+        }
     return {
         "document": recipe.data.document.model_dump(),
         "validation_fraction": recipe.data.validation_fraction,

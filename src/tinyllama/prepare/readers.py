@@ -29,7 +29,7 @@ from tinyllama.prepare.columnar import (
 )
 from tinyllama.prepare.files import local_copy, translate_read_errors
 from tinyllama.prepare.json_lines import RepairedObject, parse_json, parse_line
-from tinyllama.prepare.sources import check_no_pointer, compression_of, file_kind, language_of, text_field
+from tinyllama.prepare.sources import check_no_pointer, compression_of, file_kind, language_of, text_field, url_field
 from tinyllama.prepare.streams import (
     LONGEST_BYTES,
     READ_ERRORS,
@@ -82,6 +82,8 @@ class SourceRow:
     """SlimPajama's `redpajama_set_name` or Starcoderdata's language; empty for other formats."""
     repaired: bool = False
     """Whether a lone surrogate in the row was replaced by U+FFFD."""
+    url: str | None = None
+    """Address of the document; None if the row has none, or if the source's cleaning needs no URLs."""
 
 
 class FileCounts:
@@ -139,15 +141,16 @@ Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
     column, one_of = text_field(source), ("meta", _SUBSET_FIELD) if source.format == "slimpajama" else ()
+    url = url_field(source)
     match file_kind(file.name, source.format):
         case "parquet":
-            columns = _select_columns(parquet_columns(file.local), file.name, column, one_of)
+            columns = _select_columns(parquet_columns(file.local), file.name, column, one_of, url)
             return _limited(file, parquet_rows(file.local, file.name, columns))
         case "arrow":
-            columns = _select_columns(arrow_columns(file.local), file.name, column, one_of)
+            columns = _select_columns(arrow_columns(file.local), file.name, column, one_of, url)
             return _limited(file, arrow_rows(file.local, file.name, columns))
         case "csv":
-            return _read_csv(file, column)
+            return _read_csv(file, column, url)
         case "text":
             return _read_text(file, source.separator, column)
         case _:
@@ -164,8 +167,10 @@ def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
         yield None, fields
 
 
-def _select_columns(present: list[str], name: str, text: str, one_of: Sequence[str] = ()) -> list[str]:
-    """Return the columns to read: the column `text`, and the columns of `one_of` that the file has.
+def _select_columns(
+    present: list[str], name: str, text: str, one_of: Sequence[str] = (), url: str | None = None
+) -> list[str]:
+    """Return the columns to read: the columns of `text` and `url`, and the columns of `one_of` that the file has.
 
     Raises InputError if a column is missing or duplicated.
     """
@@ -176,6 +181,12 @@ def _select_columns(present: list[str], name: str, text: str, one_of: Sequence[s
     if one_of and not found:
         wanted = " or ".join(map(repr, one_of))
         raise InputError(f"{name}: no column {wanted} (it has {have}); set the source's format to parquet")
+    if url is not None:
+        url_column = url if url in present else url.partition(".")[0]
+        if url_column not in present:
+            remedy = "set the source's url, or clean.url_block_lists to []"
+            raise InputError(f"{name}: no column {url!r} with URLs (it has {have}); {remedy}")
+        found += [url_column] * (url_column not in (text, *found))
     for column in (text, *found):
         if present.count(column) > 1:
             raise InputError(f"{name}: two columns are named {column!r}; rename or remove one")
@@ -195,11 +206,21 @@ def _to_row(
             return RejectedRow(number, f"no meta.{_SUBSET_FIELD}", line=line, fields=tuple(fields))
         if subset in source.exclude or (source.include and subset not in source.include):
             return RejectedRow(number, f"excluded: {subset}", is_intentional=True)
-    column = text_field(source)
+    column, url = text_field(source), url_field(source)
     text = fields.get(column)
     if isinstance(text, TextLike) and text:
-        return SourceRow(number, text, subset or "", isinstance(fields, RepairedObject))
+        is_repaired = isinstance(fields, RepairedObject)
+        return SourceRow(number, text, subset or "", is_repaired, _url_of(fields, url) if url else None)
     return RejectedRow(number, _reject_reason(text, column), line=line, fields=tuple(fields))
+
+
+def _url_of(fields: dict[str, Any], name: str) -> str | None:
+    """Return the string in a field, or in the field of an object (`meta.url`); None if there is none."""
+    outer, _, inner = name.partition(".")
+    value = fields.get(name)
+    if value is None and isinstance(part := fields.get(outer), dict):
+        value = part.get(inner)
+    return value if isinstance(value, str) and value else None
 
 
 def _reject_reason(value: object, column: str) -> str:
@@ -246,19 +267,19 @@ def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
         yield None, "not UTF-8 text" if is_binary else {column: text}
 
 
-def _read_csv(file: RawFile, column: str) -> Fields:
+def _read_csv(file: RawFile, column: str, url: str | None) -> Fields:
     csv.field_size_limit(_CSV_CHARACTERS)
     with open_text(file) as text:
         lines = _CsvLines(text, file.name)
         rows = csv.reader(lines, strict=True)  # a file that ends inside quotes causes an error
         try:
             header = next(rows, [])
-            _check_csv_header(header, file.name, column)
-            place, num_columns = header.index(column), len(header)
+            places = {name: header.index(name) for name in _check_csv_header(header, file.name, column, url)}
+            num_columns = len(header)
             del header
             lines.record_characters = lines.record_commas = 0
             # Unlike csv.DictReader, `map` keeps no row in memory and builds no dict of all columns.
-            for found in map(partial(_select_csv_field, column, place, num_columns), rows):
+            for found in map(partial(_select_csv_fields, places, num_columns), rows):
                 lines.record_characters = lines.record_commas = 0
                 if found:  # a blank line is not a row
                     yield rows.line_num, found
@@ -271,11 +292,13 @@ def _read_csv(file: RawFile, column: str) -> Fields:
             ) from None
 
 
-def _select_csv_field(column: str, place: int, num_columns: int, fields: list[str]) -> dict[str, Any] | str:
-    """Return a dict with the value of a csv row in `column`, or a reject reason; the dict is empty for a blank line."""
+def _select_csv_fields(places: dict[str, int], num_columns: int, fields: list[str]) -> dict[str, Any] | str:
+    """Return the values of a csv row in some columns, or a reject reason; the dict is empty for a blank line."""
     if len(fields) > num_columns:
         return "more fields than columns"
-    return {column: _csv_value(fields[place] if place < len(fields) else None)} if fields else {}
+    if not fields:
+        return {}
+    return {name: _csv_value(fields[place] if place < len(fields) else None) for name, place in places.items()}
 
 
 class _CsvLines:
@@ -297,8 +320,8 @@ class _CsvLines:
             yield line
 
 
-def _check_csv_header(header: list[str], name: str, text: str) -> None:
-    """Raise InputError if a csv file has no header line, or if the column `text` is missing."""
+def _check_csv_header(header: list[str], name: str, text: str, url: str | None) -> list[str]:
+    """Return the columns to read. Raises InputError if a csv file has no header line, or lacks a column."""
     if not header:
         raise InputError(f"{name}: empty, without a line of column names; exclude the file")
     if any("\0" in column or isinstance(_csv_value(column), UnusableValue) for column in header):
@@ -306,7 +329,7 @@ def _check_csv_header(header: list[str], name: str, text: str) -> None:
     separator = next((character for character in ";\t|" if character in header[0]), None)
     if len(header) == 1 and separator and header[0] != text:
         raise InputError(f"{name}: columns are separated by {separator!r}; convert the file to commas, or to parquet")
-    _select_columns(header, name, text)
+    return _select_columns(header, name, text, url=url)
 
 
 def _csv_value(text: str | None) -> str | UnusableValue | None:

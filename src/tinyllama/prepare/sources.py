@@ -88,6 +88,11 @@ def text_field(source: Source) -> str:
     return source.text or ("content" if source.format == "starcoderdata" else "text")
 
 
+def url_field(source: Source) -> str | None:
+    """Return the name of the field or column that contains the URLs of a source's documents, if cleaning needs URLs."""
+    return (source.url or "url") if source.clean.url_block_lists else None
+
+
 def language_of(path: str) -> str:
     """Return Starcoderdata's name for the language of a file, which is the name of the file's folder."""
     return Path(path).parent.name

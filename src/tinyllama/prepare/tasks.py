@@ -23,7 +23,14 @@ from loguru import logger
 from tinyllama.data.store import WORK_DIR, ShardWriter
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, sha256_of, write_json
-from tinyllama.prepare.cleaning import KEPT_DOCUMENT, MATCHING_ITEMS, CleaningStage, cleaning_stages, cleaning_steps
+from tinyllama.prepare.cleaning import (
+    KEPT_DOCUMENT,
+    MATCHING_ITEMS,
+    URL,
+    CleaningStage,
+    cleaning_stages,
+    cleaning_steps,
+)
 from tinyllama.prepare.files import local_copy
 from tinyllama.prepare.readers import FileCounts, RejectedRow, read_rows
 from tinyllama.prepare.selection import hash_to_unit_interval, split_tail
@@ -40,7 +47,10 @@ from tinyllama.tokenizer import Tokenizer
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 _SHARD_FILES = r"(train|validation)/(manifest\.json|rejects\.jsonl|\d{5,}\.(tokens|documents|rows))"
-_WORK_FILES = re.escape(WORK_DIR) + r"/(plan\.json|(completion_records|rejects|decontamination|exact|minhash)/.+)"
+_WORK_FILES = (
+    re.escape(WORK_DIR)
+    + r"/(plan\.json|(completion_records|rejects|block_lists|filtered|decontamination|exact|minhash)/.+)"
+)
 
 TOKENS = "tokens"
 """Name of the last stage, which writes the shards; the earlier stages are `Job.cleaning`."""
@@ -205,6 +215,10 @@ class TaskStats:
         counts = self.subsets.setdefault(split, {}).setdefault(metadata["subset"], Counter())
         counts.update(documents=1, tokens=tokens, text_bytes=text_bytes)
 
+    def count_changed(self, reason: str) -> None:
+        """Count a document that cleaning changed."""
+        self.changed[reason] += 1
+
     def count_dropped(self, document: Document) -> None:
         """Count a document that cleaning dropped."""
         self.dropped[str(document.metadata["filter_reason"])] += 1
@@ -268,7 +282,7 @@ def _read_documents(job: Job, rank: int, stats: TaskStats, rejects: IO[bytes] | 
                 else:
                     if row.repaired:
                         stats.changed[_REPAIRED] += 1
-                    metadata = {"subset": row.subset, "input": number, "row": row.row}
+                    metadata = {"subset": row.subset, "input": number, "row": row.row, URL: row.url}
                     text = to_str(row.text) if is_cleaned else row.text  # datatrove's filters need str
                     yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
             entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
@@ -295,7 +309,7 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
                 _write_reject(rejects, place | {"reason": reason, "kept": kept_place})
 
         documents = _read_documents(job, rank, stats, rejects)
-        for step in cleaning_steps(job.recipe, task.source, rank, job.work, on_drop):
+        for step in cleaning_steps(job.recipe, task.source, rank, job.work, on_drop, stats.count_changed):
             documents = step(documents)
         splits = [task.split, "validation"] if task.validation_fraction else [task.split]
         folder = job.store / task.source

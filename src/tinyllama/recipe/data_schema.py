@@ -1,7 +1,7 @@
 """The `data` part of a recipe: sources, cleaning, mixture, special tokens, and how the token store is made."""
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,22 +35,65 @@ SlurmOption = Literal[
 script."""
 
 
-class Cleaning(RecipeModel):
-    """Cleaning steps for one source, with datatrove's filters; none by default."""
+_PRESETS: dict[str, dict[str, Any]] = {
+    "web": {
+        "url_block_lists": ["fineweb"],
+        "languages": ["en"],
+        "filters": ["gopher_repetition", "gopher_quality", "c4", "fineweb"],
+        "c4_terminal_punctuation": False,
+        "deduplicate": "minhash",
+        "mask_personal_data": True,
+    },
+}
+"""Fields of each preset; `web` has the steps and settings of FineWeb (Penedo et al. 2024, arXiv:2406.17557)."""
 
-    deduplicate: Literal["exact", "minhash"] | None = None
-    """Keep only the first of equal documents (`exact`) or near-equal documents of at least 5 words (`minhash`), across
-    all sources that set this field."""
+
+class Cleaning(RecipeModel):
+    """Cleaning steps for one source, in the order of the fields; none by default.
+
+    `clean: web` is the preset with FineWeb's steps: `clean: {preset: web}` with other fields changes single settings.
+    """
+
+    preset: Literal["web"] | None = Field(default=None, exclude=True)
+    """Name of a set of values for the other fields; a field that the recipe sets has precedence."""
+    url_block_lists: Strings = ()
+    """Files with one domain or URL per line, whose documents are dropped; subdomains, and pages below a URL, match
+    too. `fineweb` means the lists of domains, URLs and words that FineWeb was filtered with, which datatrove has."""
+    languages: Strings = ()
+    """Codes of the languages to keep, as py3langid identifies them: `[en, de]`; if empty, all languages."""
+    min_language_probability: Fraction = 0.65
+    """Minimum probability of the identified language (0.65 in FineWeb)."""
     filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
     """Quality filters, applied in this order with the thresholds of their papers; `c4` also removes lines from
     documents."""
+    c4_terminal_punctuation: bool = True
+    """Remove lines that do not end with a punctuation mark in the filter `c4`; FineWeb keeps these lines."""
+    deduplicate: Literal["exact", "minhash"] | None = None
+    """Keep only the first of equal documents (`exact`) or near-equal documents of at least 5 words (`minhash`), across
+    all sources that set this field."""
     decontaminate: Strings = ()
     """Evaluation tasks. Documents that share `decontamination_words` consecutive words with an item of a task are
     dropped."""
     decontamination_words: Count = 13
     """Length of the shared word sequence in words (13 in Brown et al. 2020, appendix C)."""
+    mask_personal_data: bool = False
+    """Replace e-mail addresses and public IP addresses by addresses that are nobody's, as in FineWeb."""
     language: str = "en"
-    """ISO 639-1 code of the language whose rules split text into words."""
+    """ISO 639-1 code of the language whose rules split text into words; by default the first of `languages` or `en`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, fields: object) -> object:
+        """Replace the preset, which may be given as a string, by its fields."""
+        given = {"preset": fields} if isinstance(fields, str) else fields
+        if not isinstance(given, dict):
+            return fields
+        preset = given.get("preset")
+        if isinstance(preset, str) and preset in _PRESETS:
+            given = _PRESETS[preset] | {key: value for key, value in given.items() if key != "preset"}
+        languages = given.get("languages")
+        first = languages[:1] if isinstance(languages, list | tuple) else [languages] if languages else []
+        return {"language": first[0]} | given if first else given
 
 
 class Source(RecipeModel):
@@ -67,6 +110,9 @@ class Source(RecipeModel):
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None
     """Field or column that contains the text; by default `content` for Starcoderdata and `text` for other formats."""
+    url: str | None = None
+    """Field or column that contains the URL of a document, for `clean.url_block_lists`; a dot separates the name of a
+    field in an object: `meta.url`. By default `url`."""
     separator: Separator | None = None
     """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line) or
     `"<|endoftext|>"`. Without a separator, a file is one document."""
@@ -89,6 +135,8 @@ class Source(RecipeModel):
             raise ValueError(f"format text has no field {self.text!r}; remove text")
         if self.separator and self.format != "text":
             raise ValueError(f"format {self.format} needs no separator between documents; remove separator")
+        if self.format == "text" and self.clean.url_block_lists:
+            raise ValueError("format text has no URLs; set clean.url_block_lists to []")
         subsets = (*self.include, *self.exclude)
         if subsets and self.format not in ("slimpajama", "starcoderdata"):
             raise ValueError(f"format {self.format} has no subsets to include or exclude; remove {subsets[0]}")

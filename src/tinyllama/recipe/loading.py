@@ -135,6 +135,8 @@ def _override(fields: dict[str, Any], dotted: str, value: object) -> None:
     for parent in parents:
         if fields.get(parent) is None:  # a run's recipe.yaml has null for unused parts
             fields[parent] = {}
+        if parent == "clean" and isinstance(fields[parent], str):
+            fields[parent] = {"preset": fields[parent]}
         fields = fields[parent]
         if not isinstance(fields, dict):
             raise InputError(
