@@ -21,8 +21,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.backends import SentencePieceBackend, iter_utf8_chunks_strict
+from tinyllama.tokenizer.backends import SentencePieceBackend
 from tinyllama.tokenizer.conversion import SPACE, edge_case_texts
+from tinyllama.tokenizer.encoder import iter_utf8_chunks_strict
 
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
