@@ -132,7 +132,7 @@ class SentencePieceBackend:
 
     def to_tokenizer_json(self) -> dict[str, Any]:
         """Return the contents of the equivalent tokenizer.json. Raises the same errors as `converted`."""
-        return self.converted.parsed
+        return self.converted.document
 
     def sentencepiece_model(self) -> bytes:
         """Return the tokenizer.model."""

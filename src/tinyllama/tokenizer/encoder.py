@@ -39,7 +39,7 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
-_KNOWN_STEPS = (
+KNOWN_STEPS = (
     [BYTE_LEVEL_STEP],  # GPT-2
     [DIGITS_STEP, BYTE_LEVEL_STEP],  # SmolLM
     *(
@@ -52,6 +52,8 @@ _KNOWN_STEPS = (
 )
 """Pre-tokenizers whose pretokens after a run of letters are the same if the text starts inside this run."""
 _SEPARATOR = b"\xff"  # never occurs in UTF-8
+_UNASSIGNED = "Cn"
+"""Category of characters that Python's version of Unicode lacks; other versions may have digits or marks there."""
 
 WINDOW = 1 << 20
 """Size of a window, without the overlap, in characters of a `str` or in bytes."""
@@ -76,10 +78,14 @@ class Encoder:
         self, document: dict[str, Any], backend: Backend, window: int = WINDOW, overlap: int = OVERLAP
     ) -> None:
         self._window, self._overlap, self._encode_exactly = window, overlap, backend.encode
+        self._num_unchecked, self._memory = 0, 0
         self._lengths = np.array([len(token_bytes(token)) for token in backend.tokens()])
         self._is_llama_style = backend.is_llama_style
         self._prefix = " " if backend.is_llama_style else ""
-        self._normalizes = document["normalizer"] is not None and not backend.is_llama_style
+        self._normalizer: Any = None
+        if isinstance(backend, HuggingFaceBackend) and not backend.is_llama_style:
+            # gigatoken's tables for NFC are of another version of Unicode
+            self._normalizer, document = backend.tokenizer.normalizer, document | {"normalizer": None}
         self._added = [token["content"] for token in document["added_tokens"]]
         self._longest_added = max(map(len, self._added), default=0)
         self._splits_digits = pre_tokenizer_steps(document)[:1] == [DIGITS_STEP]
@@ -164,7 +170,7 @@ class Encoder:
         return (
             self._unknown_bytes.isdisjoint(surroundings.encode())
             and not any(content in surroundings for content in self._added)
-            and not (self._normalizes and not unicodedata.is_normalized("NFC", window[start - 1 : end + 1]))
+            and self._is_normalized(window[start - 1 : end + 1])
         )
 
     def _find_common_token(self, before: TokenIds, after: TokenIds, overlap: str) -> tuple[int, int]:
@@ -189,17 +195,29 @@ class Encoder:
             self._num_unchecked = 0
             if resident_memory_bytes() > self._memory + _MAX_GROWTH:
                 self._load()
+        if not self._is_normalized(text):
+            if any(content in text for content in self._added):  # found before the text is normalized
+                return np.array(self._encode_exactly(text), np.uint32)
+            text = self._normalizer.normalize_str(text)
         ids: TokenIds = (self._encode_with_digits if self._splits_digits else self._gigatoken.encode)(text)
         if self._unknown_bytes and ids.max(initial=0) >= len(self._lengths):
             return np.array(self._encode_exactly(text), np.uint32)
         return ids
+
+    def _is_normalized(self, text: str) -> bool:
+        """Return whether the tokenizer's normalizer certainly keeps a text as it is."""
+        return (
+            self._normalizer is None
+            or text.isascii()
+            or (unicodedata.is_normalized("NFC", text) and _UNASSIGNED not in map(unicodedata.category, set(text)))
+        )
 
     def _encode_with_digits(self, text: str) -> TokenIds:
         """Encode a text as its digits and the parts between them, which gigatoken splits into pretokens by itself."""
         from gigatoken import BytesSource  # noqa: PLC0415
 
         categories = {character: unicodedata.category(character) for character in set(text)}
-        if "Cn" in categories.values():  # a newer version of Unicode may have a digit here
+        if _UNASSIGNED in categories.values():
             return np.array(self._encode_exactly(text), np.uint32)
         data = text.encode()
         for character, category in categories.items():
@@ -222,7 +240,7 @@ def create_encoder(backend: Backend) -> Encoder | None:
     The ids are compared for all tokens in random order, special tokens and edge cases of Unicode.
     """
     try:
-        if (document := _supported_document(backend)) is None:
+        if (document := supported_document(backend)) is None:
             reason = "gigatoken does not support it"
         elif _has_exact_ids(encoder := Encoder(document, backend), backend):
             return encoder
@@ -230,8 +248,6 @@ def create_encoder(backend: Backend) -> Encoder | None:
             reason = "the ids of gigatoken differ"
     except ModuleNotFoundError as error:
         reason = f"{error.name} is not installed"
-    except InputError:
-        raise
     except BaseException as error:
         # pyo3 does not export PanicException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -253,7 +269,7 @@ def _has_exact_ids(encoder: Encoder, backend: Backend) -> bool:
     return True
 
 
-def _supported_document(backend: Backend) -> dict[str, Any] | None:
+def supported_document(backend: Backend) -> dict[str, Any] | None:
     """Return a tokenizer.json without special tokens, which gigatoken would recognize in a text, or None.
 
     The encoder adds the prefix of Llama's tokenizers, because only the first window of a text has it.
@@ -271,7 +287,7 @@ def _supported_document(backend: Backend) -> dict[str, Any] | None:
         model.get("type") == "BPE"
         and not any(model.get(key) for key in changes)
         and normalizer in (None, {"type": "NFC"})
-        and pre_tokenizer_steps(document) in _KNOWN_STEPS
+        and pre_tokenizer_steps(document) in KNOWN_STEPS
         and not any(token.get(key) for token in added for key in ("single_word", "lstrip", "rstrip", "normalized"))
     )
     return document | {"added_tokens": added, "normalizer": normalizer} if is_supported else None
