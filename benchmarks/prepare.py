@@ -67,7 +67,7 @@ def main() -> None:
 def encoders_alone(corpus: Path, folder: Path, work: Path, arguments: argparse.Namespace) -> list[Measure]:
     """Run benchmarks/tokenizer.py on the first core."""
     out = work / "encoders.json"
-    command = [sys.executable, HERE / "tokenizer/__init__.py", "--tokenizer", folder, "--corpus", corpus, "--json", out]
+    command = [sys.executable, HERE / "tokenizer.py", "--tokenizer", folder, "--corpus", corpus, "--json", out]
     sizes = ["--megabytes", str(arguments.megabytes / 2), "--rounds", str(arguments.rounds)]
     run_on({first_core()}, [*command, *sizes])
     return read_measures(out)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
-from tinyllama.tokenizer.memo import Limits
+from tinyllama.tokenizer.encoder import KNOWN_STEPS, Encoder, supported_document
 
 LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
-every_vocabulary = pytest.mark.parametrize("name", ["small", *(["llama2"] if LLAMA2.is_file() else [])])
+SENTENCEPIECE = ["small", *(["llama2"] if LLAMA2.is_file() else [])]
+BYTE_LEVEL = {"gpt2": None, "smollm": None, "llama3": None, "qwen2": {"type": "NFC"}}
+"""The byte-level vocabularies and their normalizers; their pre-tokenizers are the steps in KNOWN_STEPS."""
+every_vocabulary = pytest.mark.parametrize("name", SENTENCEPIECE)
+every_byte_level = pytest.mark.parametrize("name", BYTE_LEVEL)
+every_encoder = pytest.mark.parametrize("name", [*SENTENCEPIECE, *BYTE_LEVEL])
 LLAMA_OPTIONS: dict[str, Any] = {
     "model_type": "bpe",
     "vocab_size": 800,
@@ -101,9 +107,56 @@ def from_json(name: str) -> Tokenizer:
 
 
 @cache
-def with_tiny_memo(name: str) -> Tokenizer:
-    """A tokenizer whose memo has two slots, is cleared all the time and splits texts into small blocks."""
-    return Tokenizer(sentencepiece_backend(name), Limits(3000, 1, 6, 5))
+def byte_level_document(name: str) -> dict[str, Any]:
+    """Return a tokenizer.json with the pre-tokenizer of a known model; `<tool>` is an added token that is not special.
+
+    The vocabulary `smollm` lacks two control characters, as that of SmolLM2 does.
+    """
+    document: dict[str, Any] = json.loads(train_byte_level(BYTES, "<|endoftext|>", "<|im_end|>").to_str())
+    steps = [
+        step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {})
+        for step in KNOWN_STEPS[list(BYTE_LEVEL).index(name)]
+    ]
+    absent = ("Ą", "Ė") if name == "smollm" else ()
+    vocabulary = {text: number for text, number in document["model"]["vocab"].items() if text not in absent}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    return document | {
+        "model": document["model"] | {"vocab": vocabulary, "ignore_merges": name == "llama3"},
+        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "normalizer": BYTE_LEVEL[name],
+        "added_tokens": [*document["added_tokens"], {"id": 600, "content": "<tool>", **flags}],
+    }
+
+
+@cache
+def backend_of(name: str) -> SentencePieceBackend | HuggingFaceBackend:
+    return (
+        HuggingFaceBackend(name, byte_level_document(name), {}) if name in BYTE_LEVEL else sentencepiece_backend(name)
+    )
+
+
+@cache
+def tokenizer_of(name: str) -> Tokenizer:
+    return Tokenizer(backend_of(name))
+
+
+@cache
+def with_small_windows(name: str) -> Tokenizer:
+    """A tokenizer that encodes all texts of more than 80 bytes in windows."""
+    tokenizer, document = Tokenizer(backend_of(name)), supported_document(backend_of(name))
+    assert document is not None
+    tokenizer._encoder = Encoder(document, backend_of(name), window=80, overlap=60)
+    return tokenizer
+
+
+@cache
+def reference_of(name: str) -> Callable[[str], list[int]]:
+    """The encoding of SentencePiece itself, or of `tokenizers` itself."""
+    if name in BYTE_LEVEL:
+        theirs = tokenizers_reference(byte_level_document(name))
+        return lambda text: list(theirs.encode(text).ids)
+    encode: Callable[[str], list[int]] = reference(name).encode
+    return encode
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:

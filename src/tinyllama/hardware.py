@@ -315,6 +315,11 @@ def device_memory_bytes(device: "torch.device", processes: int) -> int:
     return total_memory_bytes() // processes
 
 
+def resident_memory_bytes() -> int:
+    """Return the memory that this process uses at present, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory_bytes(device: "torch.device") -> int:
     """Return the peak memory use in bytes: GPU memory if the device is a GPU, otherwise memory of this process."""
     if device.type == "cuda":

@@ -153,7 +153,7 @@ def test_any_shards_read_as_one_array(shards: list[list[Any]], bounds: tuple[flo
         for number, texts in enumerate(shards):
             with ShardWriter(folder, number) as writer:
                 for row, tokens in enumerate(texts):
-                    writer.write(tokens, row)
+                    writer.write([tokens], row)
             entries.append(writer.entry())
         write_json(folder / "manifest.json", {"shards": entries})
         split = Split(folder, np.dtype("<u2"))

@@ -45,11 +45,11 @@ def test_trained_vocabulary_is_llama_style(tmp_path: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab_size == 2000
-    assert tokenizer._memo is not None
+    assert tokenizer._encoder is not None
     first = [reference.id_to_piece(number) for number in (0, 1, 2, 3, 258)]
     assert first == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
     for text in [*EDGE_CASES, python_sources(70)[69]]:
-        assert tokenizer.encode(text) == reference.encode(text)
+        assert tokenizer.encode_array(text).tolist() == reference.encode(text)
     tokens = reference.encode("x\n        return 1234", out_type=str)
     assert tokens == ["▁x", "<0x0A>", "▁▁▁▁▁▁▁", "▁return", "▁", "1", "2", "3", "4"]
 

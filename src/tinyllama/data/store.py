@@ -338,13 +338,19 @@ class ShardWriter:
             for suffix in HASH_KEYS:
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
 
-    def write(self, tokens: np.ndarray[Any, Any], row: int) -> None:
-        """Append one document's tokens; `row` is the index of the document's row in the input file."""
-        self.tokens += len(tokens)
+    def write(self, parts: Iterable[np.ndarray[Any, Any]], row: int) -> int:
+        """Append one document's tokens, which are given in parts; return their number.
+
+        `row` is the index of the document's row in the input file.
+        """
+        before = self.tokens
+        for tokens in parts:
+            self.tokens += len(tokens)
+            self._file.write(tokens.data)
+            self._digest.update(tokens.data)
         self._ends.append(self.tokens)
         self._rows.append(row)
-        self._file.write(tokens.data)
-        self._digest.update(tokens.data)
+        return self.tokens - before
 
     def entry(self) -> dict[str, Any]:
         """Return the finished shard's entry for the manifest of its split."""

@@ -8,7 +8,7 @@ the input files. Therefore the number of workers, the executor and interruptions
 import errno
 import math
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -329,20 +329,13 @@ def _tokenize(
     job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, ShardWriter]
 ) -> None:
     """Write each document's tokens to its split and count the document."""
-    pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several documents ahead
-
-    def texts() -> Iterator[TextLike]:
-        for document in documents:
-            for split, text in _assign_splits(job, task, document.text):
-                pending.append((split, document.metadata, sum(map(len, iter_utf8_chunks(text)))))
-                yield text
-
-    special_tokens = job.recipe.data.document
-    tokenizer = cached_tokenizer(job.recipe.tokenizer)
-    for tokens in tokenizer.encode_documents(texts(), special_tokens.bos, special_tokens.eos):
-        split, metadata, text_bytes = pending.popleft()
-        writers[split].write(tokens, metadata["row"])
-        stats.count_written(split, metadata, len(tokens), text_bytes)
+    special_tokens, tokenizer = job.recipe.data.document, cached_tokenizer(job.recipe.tokenizer)
+    for document in documents:
+        for split, text in _assign_splits(job, task, document.text):
+            parts = tokenizer.encode_parts(text, special_tokens.bos, special_tokens.eos)
+            num_tokens = writers[split].write(parts, document.metadata["row"])
+            stats.count_written(split, document.metadata, num_tokens, sum(map(len, iter_utf8_chunks(text))))
+        del document, text  # frees the text before the next document is read
 
 
 def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
@@ -360,6 +353,6 @@ def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, Text
 def cached_tokenizer(path: str) -> Tokenizer:
     """Return the tokenizer in the folder `path`; load it only once per process.
 
-    Forked workers inherit the loaded tokenizer. The tokenizer's cache of ids is kept between tasks.
+    Forked workers inherit the loaded tokenizer. The cache of its encoder is kept between tasks.
     """
     return Tokenizer.load(path)

@@ -1,9 +1,8 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
 This package reads a tokenizer from a tokenizer.json, a tokenizer.model, a folder or the hub. It writes a folder that
-transformers can load. A cache maps short runs of text to their ids (`tokenizer.memo`). With some vocabularies, such as
-that of GPT-2, splitting a text into runs could change its tokens. The library of the file format (SentencePiece or
-`tokenizers`) then encodes the complete text.
+transformers can load. gigatoken encodes documents (`tokenizer.encoder`), after its ids were compared with those of the
+library of the file format (SentencePiece or `tokenizers`). If they differ, this library encodes the documents.
 """
 
 import hashlib
@@ -18,26 +17,30 @@ import numpy as np
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, read_regular_file, write_json
 from tinyllama.strict_json import json_bytes
-from tinyllama.text import TextLike
+from tinyllama.text import TextLike, to_str
 from tinyllama.tokenizer.backends import (
     Backend,
     HuggingFaceBackend,
     SentencePieceBackend,
     fit_to_embedding,
-    iter_utf8_chunks_strict,
     read_tokenizer,
 )
-from tinyllama.tokenizer.conversion import token_bytes
-from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, adjacency_matrix, splits_before_spaces
+from tinyllama.tokenizer.conversion import pre_tokenizer_steps, token_bytes
+from tinyllama.tokenizer.encoder import (
+    BYTE_LEVEL_STEP,
+    DIGITS_STEP,
+    Encoder,
+    TokenIds,
+    create_encoder,
+    iter_utf8_chunks_strict,
+)
 
 # If a GGUF file names no EOS token, llama.cpp ends a text at a fixed id instead, which may be the id of any token.
 _REQUIRED_TOKENS = {"gguf": ("eos",), "ctranslate2": ("bos", "eos")}
 """Special tokens that a release format needs."""
 SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 """Names of the files that `Tokenizer.save` writes."""
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-_DIGITS = {"type": "Digits", "individual_digits": True}
-_PRE_TOKENIZER_NAMES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
+_PRE_TOKENIZER_NAMES = (([BYTE_LEVEL_STEP], "gpt-2"), ([DIGITS_STEP, BYTE_LEVEL_STEP], "smollm"))
 """Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each pre-tokenizer."""
 
 
@@ -47,18 +50,13 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 class Tokenizer:
-    """Tokenizer with exact encoding and decoding; every encoding method uses `encode_documents`."""
+    """Tokenizer with exact encoding and decoding."""
 
-    def __init__(self, backend: Backend, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.vocab_size = backend.vocab_size
         self.bos_id, self.eos_id, self.unk_id = backend.bos_id, backend.eos_id, backend.unk_id
         self.dtype = token_dtype(self.vocab_size)
-        self._memo = (
-            RunMemo(backend.text_tokens, backend.encode_pretokens, self.dtype, limits)
-            if backend.is_llama_style and splits_before_spaces(adjacency_matrix(backend.text_tokens))
-            else None
-        )
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
@@ -93,10 +91,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS; `<s>` in the text is encoded as plain text.
 
-        Raises InputError for a lone surrogate, which UTF-8 cannot represent.
+        The library of the file format encodes the text, so that a short text needs no other encoder. For long texts
+        `encode_array` is faster. Raises InputError for a lone surrogate, which UTF-8 cannot represent.
         """
-        ids: list[int] = self.encode_array(text).tolist()
-        return ids
+        return self._backend.encode(b"".join(iter_utf8_chunks_strict(text)).decode())
 
     def encode_array(self, text: TextLike) -> TokenIds:
         """Return the same ids as `encode` in an array of type `self.dtype`, with little additional memory."""
@@ -104,17 +102,28 @@ class Tokenizer:
 
     def encode_documents(self, texts: Iterable[TextLike], bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
         """Yield one array of ids per document (a string or its UTF-8 bytes), with BOS and EOS if requested."""
-        before, after = (
-            np.array([self._special_token_id(name)] if wanted else [], self.dtype)
-            for name, wanted in (("bos", bos), ("eos", eos))
-        )
-        parts = map(self._encode_with_library, texts) if self._memo is None else self._memo.encode(texts)
-        for ids in parts:
-            yield np.concatenate((before, *ids, after))
+        before, after = self._special_ids("bos", bos), self._special_ids("eos", eos)
+        for text in texts:
+            yield np.concatenate((before, *self._parts(text), after))
 
-    def _encode_with_library(self, text: TextLike) -> list[TokenIds]:
-        encodable = b"".join(iter_utf8_chunks_strict(text)).decode()
-        return [np.array(self._backend.encode(encodable), self.dtype)]
+    def encode_parts(self, text: TextLike, bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
+        """Yield the ids of one document in parts, which take little memory however long the document is."""
+        before, after = self._special_ids("bos", bos), self._special_ids("eos", eos)
+        yield before
+        yield from self._parts(text)
+        yield after
+
+    def _parts(self, text: TextLike) -> Iterator[TokenIds]:
+        parts = [self.encode(to_str(text))] if self._encoder is None else self._encoder.encode(text)
+        return (np.asarray(ids, self.dtype) for ids in parts)
+
+    def start_encoder(self) -> None:
+        """Create the encoder of documents, which forked processes then share; otherwise the first document does so."""
+        _ = self._encoder
+
+    @cached_property
+    def _encoder(self) -> Encoder | None:
+        return create_encoder(self._backend)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of a list of ids. Special tokens have no text, and bytes that are not UTF-8 become U+FFFD."""
@@ -188,14 +197,14 @@ class Tokenizer:
         with atomic_write(path) as file:  # last, since it marks a complete folder
             file.write(document)
 
-    def _special_token_id(self, name: str) -> int:
+    def _special_ids(self, name: str, is_wanted: bool) -> TokenIds:
         number = self.bos_id if name == "bos" else self.eos_id
-        if number is None:
+        if number is None and is_wanted:
             remedy = f"set data.document.{name} to false"
             if not isinstance(self._backend, SentencePieceBackend):
                 remedy += f", or set {name}_token in the tokenizer_config.json next to the tokenizer.json"
             raise InputError(f"{self._backend.name}: no {name}_token; {remedy}")
-        return number
+        return np.array([number] if is_wanted else [], self.dtype)
 
 
 def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
@@ -203,14 +212,11 @@ def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
 
     Raises InputError if llama.cpp has no equivalent pre-tokenizer.
     """
-    parsed, model = backend.parsed, backend.parsed["model"]
+    document, model = backend.document, backend.document["model"]
     changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
-    if parsed.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):
+    if document.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):
         changes.append("normalizer")
-    step = parsed.get("pre_tokenizer") or {}
-    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
-    # trim_offsets does not affect the ids
-    steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+    steps = pre_tokenizer_steps(document)
     name = next((name for rules, name in _PRE_TOKENIZER_NAMES if rules == steps), None)
     if name is None or changes or not backend.is_byte_level or model.get("type") != "BPE":
         found = ", ".join(str(step.get("type")) for step in steps) or "no pre-tokenizer"

@@ -9,7 +9,6 @@ Unicode.
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,6 @@ import tokenizers
 
 from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import read_regular_file, replacement_remedy
-from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.conversion import (
     BYTES,
     LLAMA_NORMALIZER,
@@ -112,11 +110,16 @@ class SentencePieceBackend:
         return [piece.score for piece in self._proto.pieces]
 
     @cached_property
+    def document(self) -> dict[str, Any]:
+        """Contents of a tokenizer.json made from the model, whose ids may differ; see `converted`."""
+        return convert_model(self._proto, self.token(self.unk_id), self.token(self.bos_id))
+
+    @cached_property
     def converted(self) -> "HuggingFaceBackend":
         """Backend of the equivalent tokenizer.json. Raises InputError if its ids or decoded texts would differ."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
-        converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)
+        converted = HuggingFaceBackend(self.name, self.document, settings)
         for text in edge_case_texts(self.text_tokens):
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
@@ -129,7 +132,7 @@ class SentencePieceBackend:
 
     def to_tokenizer_json(self) -> dict[str, Any]:
         """Return the contents of the equivalent tokenizer.json. Raises the same errors as `converted`."""
-        return self.converted.parsed
+        return self.converted.document
 
     def sentencepiece_model(self) -> bytes:
         """Return the tokenizer.model."""
@@ -155,10 +158,10 @@ class HuggingFaceBackend:
     def __init__(
         self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
     ) -> None:
-        self.name, self.parsed = name, document | {"truncation": None, "padding": None}
+        self.name, self.document = name, document | {"truncation": None, "padding": None}
         self._settings, self._model = settings, model
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.document))
         except Exception as error:  # the library raises no more specific class
             reason = " ".join(str(error).split())
             raise InputError(
@@ -167,7 +170,7 @@ class HuggingFaceBackend:
             ) from None
         check_expansion(name, document)
         self.tokenizer.encode_special_tokens = True
-        self.added = self.parsed.get("added_tokens") or []
+        self.added = self.document.get("added_tokens") or []
         self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.ids.values(), default=-1) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:
@@ -175,12 +178,12 @@ class HuggingFaceBackend:
                 f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct it or download it again"
             )
         self.special = {token["content"] for token in self.added if token.get("special")}
-        self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
+        self.is_byte_level = "ByteLevel" in json.dumps(self.document.get("decoder"))
         self.text_tokens = list(self.ids.keys() - self.special - BYTES)
         self.is_llama_style = self._is_llama_style()
         self.bos_id = self._special_id(settings.get("bos_token", "<s>"))
         self.eos_id = self._special_id(settings.get("eos_token", "</s>"))
-        self.unk_id = self._special_id(settings.get("unk_token", self.parsed["model"].get("unk_token")))
+        self.unk_id = self._special_id(settings.get("unk_token", self.document["model"].get("unk_token")))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS."""
@@ -210,7 +213,7 @@ class HuggingFaceBackend:
         """Return the vocabulary, in the order of the ids; an unused id has an empty text and the type `special`."""
         texts = {number: text for text, number in self.ids.items()}
         types = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
-        types |= dict.fromkeys(BYTES, "byte") if self.parsed["model"].get("byte_fallback") else {}
+        types |= dict.fromkeys(BYTES, "byte") if self.document["model"].get("byte_fallback") else {}
         types |= {token["content"]: "special" if token.get("special") else "text" for token in self.added}
         return [
             Token(texts[number], types[texts[number]]) if number in texts else Token("", "special")
@@ -228,8 +231,8 @@ class HuggingFaceBackend:
         return self
 
     def to_tokenizer_json(self) -> dict[str, Any]:
-        """Return the parsed tokenizer.json, with a BOS template added for a Llama-style tokenizer."""
-        return with_bos_template(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
+        """Return the tokenizer.json, with a BOS template added for a Llama-style tokenizer."""
+        return with_bos_template(self.document, self.token(self.bos_id)) if self.is_llama_style else self.document
 
     def sentencepiece_model(self) -> bytes | None:
         """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None.
@@ -248,7 +251,7 @@ class HuggingFaceBackend:
     def canonical(self) -> dict[str, Any]:
         """Return the settings that determine the ids, in the form of `conversion.canonical_form`."""
         if not self.is_llama_style:
-            return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+            return {key: self.document.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
         return canonical_form(self.tokens(), self.merges(), LLAMA_NORMALIZER, self.encode_pretokens)
 
     @cached_property
@@ -262,7 +265,7 @@ class HuggingFaceBackend:
 
     def merges(self) -> list[tuple[str, str]]:
         """Return the pairs of tokens that BPE merges, highest priority first."""
-        merges = self.parsed["model"]["merges"]
+        merges = self.document["model"]["merges"]
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def scores(self) -> list[float]:
@@ -280,21 +283,21 @@ class HuggingFaceBackend:
 
     def truncated(self, num_ids: int) -> Self:
         """Return the same tokenizer with only the ids below `num_ids`."""
-        model = self.parsed["model"]
+        model = self.document["model"]
         vocabulary = model["vocab"]
         if isinstance(vocabulary, dict):
             vocabulary = {text: number for text, number in vocabulary.items() if number < num_ids}
         else:  # listed in the order of the ids
             vocabulary = vocabulary[:num_ids]
         added = [token for token in self.added if self.ids.get(token["content"], 0) < num_ids]
-        document = self.parsed | {"added_tokens": added, "model": model | {"vocab": vocabulary}}
+        document = self.document | {"added_tokens": added, "model": model | {"vocab": vocabulary}}
         return type(self)(self.name, document, self._settings, self._model)
 
     def _is_llama_style(self) -> bool:
-        model = self.parsed["model"]
+        model = self.document["model"]
         changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
         return (
-            all(self.parsed.get(key) == value for key, value in LLAMA_PIPELINE.items())
+            all(self.document.get(key) == value for key, value in LLAMA_PIPELINE.items())
             and model.get("type") == "BPE"
             and bool(model.get("byte_fallback"))
             and not any(model.get(key) for key in changes)
@@ -363,23 +366,6 @@ def read_tokenizer(source: str | Path) -> Backend:
         _read_object(settings) if settings.is_file() else {},
         read_regular_file(model) if model.is_file() else None,
     )
-
-
-def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
-    """Yield a part of a text as UTF-8 in chunks, like `iter_utf8_chunks`, but reject lone surrogates.
-
-    `start` is the position of the part in the complete text. If the part contains a lone surrogate, raises InputError
-    with the position of the surrogate in the complete text.
-    """
-    try:
-        for part in iter_utf8_chunks(text, size):
-            yield part
-            start += size
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"text: lone surrogate U+{ord(error.object[error.start]):04X} at character {start + error.start}; "
-            "remove it, or replace it by U+FFFD"
-        ) from None
 
 
 def _model_remedy(model: bytes) -> str:

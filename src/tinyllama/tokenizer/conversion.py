@@ -46,7 +46,7 @@ LLAMA_PIPELINE: dict[str, Any] = {
 # GPT-2 represents bytes as characters: a printable byte as itself, the other bytes from U+0100 on, in order.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 _PIECE_TYPES = {1: "text", 2: "special", 3: "special", 4: "user", 5: "unused", 6: "byte"}
 _MAX_EXPANSION = 32
@@ -155,6 +155,13 @@ def canonical_form(
     }
 
 
+def pre_tokenizer_steps(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the steps of a tokenizer.json's pre-tokenizer, without the option trim_offsets, which changes no ids."""
+    step = document.get("pre_tokenizer") or {}
+    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+
+
 def token_bytes(token: Token) -> bytes:
     """Return the UTF-8 bytes that a token adds to a text; a special token adds no bytes."""
     match token.type:
@@ -163,7 +170,7 @@ def token_bytes(token: Token) -> bytes:
         case "byte":
             return bytes.fromhex(token.text[3:5])
         case "byte-level":
-            return bytes(_BYTE_LEVEL[character] for character in token.text)
+            return bytes(BYTE_LEVEL[character] for character in token.text)
     return token.text.replace(SPACE, " ").encode()
 
 

@@ -1,8 +1,7 @@
 """Training of a Llama-style tokenizer on documents.
 
 SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
-punctuation, so `tokenizer.memo` can split text into short runs. Training a vocabulary of 8,192 tokens on 22 MB of text
-takes 5 s on one core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return`
+punctuation. Training a vocabulary of 8,192 tokens on 22 MB of text takes 5 s on one core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return`
 thus becomes a run of spaces and the token `▁return`, which is the same in prose and code.
 """
 
@@ -21,8 +20,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.backends import SentencePieceBackend, iter_utf8_chunks_strict
+from tinyllama.tokenizer.backends import SentencePieceBackend
 from tinyllama.tokenizer.conversion import SPACE, edge_case_texts
+from tinyllama.tokenizer.encoder import iter_utf8_chunks_strict
 
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
