@@ -97,9 +97,9 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
     """Check what the stages of a recipe need before the first one starts.
 
-    Return the evaluation tasks that can be scored on this machine, and a reason per task that cannot. Raises InputError
-    if a stage is not possible in this process, or if a library that training, releases or their verification need is
-    missing.
+    Return the tasks of `release.tasks` that can be scored on this machine, and a reason per task that cannot. Raises
+    InputError if a stage is not possible in this process, or if training, releases or their verification lack a library
+    or a task of `train.evaluate_tasks`.
     """
     from tinyllama.evaluate.evaluation import available_tasks, check_tasks
     from tinyllama.release.formats import LIBRARIES, check_format_libraries, require_libraries
