@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 SECTIONS = {
     "tokenization": ("prepare.py", "--megabytes", "30", "--copies", "0"),
+    "deduplication": ("deduplication.py",),
     "cleaning": ("cleaning.py",),
     "loading": ("loading.py", "--megatokens", "200"),
     "resuming": ("resuming.py", "--megatokens", "20", "200"),
@@ -41,6 +42,7 @@ SECTIONS = {
 THREADED = {"training", "evaluation", "starting"}
 SECONDS = {
     "tokenization": (30, 115),
+    "deduplication": (60, 90),
     "cleaning": (30, 30),
     "loading": (45, 5),
     "resuming": (100, 15),

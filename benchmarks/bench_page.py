@@ -16,6 +16,7 @@ from tinyllama.files import atomic_write
 
 TITLES = {
     "tokenization": "Text to tokens",
+    "deduplication": "Deduplication and decontamination",
     "cleaning": "Cleaning of web text",
     "loading": "Tokens to batches",
     "resuming": "Resuming at 90 % of an epoch",

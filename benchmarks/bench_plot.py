@@ -20,6 +20,8 @@ QUESTIONS = {
     ("evaluation", "s"): "How long does an evaluation take?",
     ("starting", "s"): "How long does a start take?",
     ("tokenization", "MB/s"): "How fast does text become tokens?",
+    ("deduplication", "MB/s"): "How fast are similar documents and evaluation items found?",
+    ("deduplication", "GB/s"): "How fast are equal documents found?",
     ("cleaning", "MB/s"): "How fast is web text cleaned?",
     ("loading", "M tokens/s"): "How fast are batches read?",
     ("resuming", "s"): "How long does it take to resume?",

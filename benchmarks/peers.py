@@ -17,11 +17,15 @@ PEERS = {
     "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
     "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
     "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
-    "cleaning": ("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),
     "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
+    "deduplication": (
+        *("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),
+        *("text-dedup==0.4.0", "rensa==0.5.0", "marin-dupekit==0.1.1"),
+    ),
 }
 BORROWING = {"litdata"}
 """Peers installed without their dependencies, which the current environment contains."""
+WITHOUT_TORCH = {"deduplication"}
 
 
 def make_peer(work: Path, name: str) -> Path:
@@ -39,7 +43,8 @@ def make_peer(work: Path, name: str) -> Path:
         else:
             constraints = work / "peers" / "constraints.txt"
             constraints.write_text(f"{torch}\n")
-            pip(python, "install", "-c", constraints, torch, *PEERS[name])
+            own_torch = () if name in WITHOUT_TORCH else (torch,)
+            pip(python, "install", "-c", constraints, *own_torch, *PEERS[name])
         ready.write_text(wanted)
     return python
 
