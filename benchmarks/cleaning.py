@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parse_arguments()
     work = arguments.work.resolve()
     files = make_corpus(work / "prepare", arguments.text, 30) / "prose"
-    pythons = {OURS: sys.executable, "datatrove": make_peer(work, "cleaning")}
+    pythons = {OURS: sys.executable, "datatrove": make_peer(work, "deduplication")}
     turns = take_turns({name: partial(turn, name, pythons, files, arguments) for name in pythons}, arguments.rounds)
     steps = turns[OURS][0]["steps"]
     write_measures(arguments.json, [measure(step, turns, pythons, arguments) for step in steps])

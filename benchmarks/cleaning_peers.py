@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
-import zstandard
 from datatrove.data import Document
+from deduplication_peers import read
 
 FILTERS = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 CHAIN = "all steps"
@@ -41,19 +40,6 @@ def count(steps: list[Step], texts: list[str]) -> int:
     """Return the number of documents that all steps keep."""
     documents = (Document(text, "") for text in texts)
     return sum(all(step(document) for step in steps) for document in documents)
-
-
-def read(folder: Path, num_bytes: float) -> list[str]:
-    """Return documents with `num_bytes` of text in total."""
-    texts: list[str] = []
-    for path in sorted(folder.glob("*.jsonl.zst")):
-        with zstandard.open(path, "rb") as file:
-            for line in file.read().splitlines():
-                texts.append(orjson.loads(line)["text"])
-                num_bytes -= len(texts[-1].encode())
-                if num_bytes < 0:
-                    return texts
-    return texts
 
 
 def tinyllama_steps() -> dict[str, Step]:

@@ -17,7 +17,6 @@ PEERS = {
     "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
     "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
     "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
-    "cleaning": ("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),
     "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
     "deduplication": (
         *("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),

@@ -205,3 +205,16 @@ def test_wrong_settings_are_refused_before_any_work(
     assert keyword in error
     assert "\n" not in error
     assert not Path("store").exists()
+
+
+def test_manifests_of_stores_without_new_settings_stay_the_same(small: Path) -> None:
+    source = read_json(small / "store/manifest.json")["sources"]
+    for fields in source.values():
+        assert "url" not in fields
+        assert list(fields["clean"]) == [
+            "deduplicate",
+            "filters",
+            "decontaminate",
+            "decontamination_words",
+            "language",
+        ]

@@ -37,10 +37,9 @@ from tinyllama.recipe import Cleaning, Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
-_NEW_FIELDS = {"separator", "holdout", "url"}
-_NEW_CLEANING_FIELDS = {
-    *("url_block_lists", "languages", "min_language_probability", "c4_terminal_punctuation", "mask_personal_data"),
-}
+_NEW_FIELDS = ("separator", "holdout", "url")
+_FIRST_CLEANING_FIELDS = ("deduplicate", "filters", "decontaminate", "decontamination_words", "language")
+"""Fields that every manifest has, in this order."""
 COMPARISON_VERSION = 2
 """Version of deduplication, decontamination and the filters: another version may drop other documents."""
 _RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
@@ -218,11 +217,9 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
         fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
         # Manifests of older stores lack some fields, so the default values of these fields are omitted.
         sources[name] = {key: fields[key] for key in fields if key not in _NEW_FIELDS or fields[key]}
-        sources[name]["clean"] = {
-            key: value
-            for key, value in fields["clean"].items()
-            if key not in _NEW_CLEANING_FIELDS or value != unset[key]
-        }
+        clean = fields["clean"]
+        changed = {key: value for key, value in clean.items() if value != unset[key]}
+        sources[name]["clean"] = {key: clean[key] for key in _FIRST_CLEANING_FIELDS} | changed
     return {
         "document": recipe.data.document.model_dump(),
         "validation_fraction": recipe.data.validation_fraction,

@@ -196,17 +196,20 @@ def _repeated_ngrams(rules: Any, text: str, words: list[str], codes: NDArray[np.
     n-grams are an upper bound, which is below the limit for most texts. The bound for n = 5 applies to all n > 5,
     because a duplicate n-gram consists of duplicate 5-grams.
     """
-    lengths, keys = _lengths(codes), codes
+    lengths, keys, max_count = _lengths(codes), codes, len(codes)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     top_limits, limits = dict(rules.top_n_grams), dict(rules.dup_n_grams)
     for n in range(2, min(max(limits), len(words)) + 1):
         keys = keys[:-1] * _MULTIPLIER + codes[n - 1 :]
+        characters = ends[n:] - ends[:-n] + n - 1
+        # No n-gram occurs more often than the most frequent shorter n-gram.
+        if n not in limits and max_count * characters.max() / len(text) <= top_limits[n]:
+            continue
         _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-        if n in top_limits:
-            count = counts.max()
-            start = first[counts == count].min()  # the first of the most frequent n-grams
-            if (ends[start + n] - ends[start] + n - 1) * count / len(text) > top_limits[n]:
-                return f"top_{n}_gram"
+        max_count = counts.max()
+        start = first[counts == max_count].min()  # the first of the most frequent n-grams
+        if n in top_limits and characters[start] * max_count / len(text) > top_limits[n]:
+            return f"top_{n}_gram"
         if n in limits:
             is_duplicate = np.ones(len(keys), dtype=np.int64)
             is_duplicate[first] = 0
