@@ -1,9 +1,10 @@
 """Token ids equal those of SentencePiece and `tokenizers`: real text, every character, random text, long text."""
 
-import base64
 import multiprocessing
 import random
 import re
+import string
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_ids_and_text_equal_tokenizers(name: str, build: Any) -> None:
 
 
 @every_encoder
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(edge_case_texts, max_size=8))
 def test_random_texts_have_the_ids_of_the_library(name: str, texts: list[str]) -> None:
     expected = [reference_of(name)(text) for text in texts]
@@ -94,7 +95,7 @@ def test_random_texts_have_the_ids_of_the_library(name: str, texts: list[str]) -
 
 @every_encoder
 def test_every_unicode_character_has_the_ids_of_the_library(name: str) -> None:
-    step = 1 if name in SENTENCEPIECE else 7
+    step = 1 if name in SENTENCEPIECE else 29  # `tokenizers` is slow
     characters = [chr(code) for code in range(0, 0x110000, step) if not 0xD800 <= code < 0xE000]
     blocks = [characters[start : start + 5000] for start in range(0, len(characters), 5000)]
     texts = ["".join(block) for block in blocks] + [" a".join(block[::3]) for block in blocks]
@@ -116,16 +117,16 @@ def test_embedded_corpus_has_sentencepiece_ids(name: str, embedded_corpora: tupl
 
 
 @every_encoder
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_tokens_in_any_order_have_the_ids_of_the_library(name: str, data: st.DataObject) -> None:
-    tokens = [token.text.replace("Ġ", " ").replace("Ċ", "\n") for token in backend_of(name).tokens()]
+    tokens = [token.text.replace("Ġ", " ").replace("Ċ", "\n") for token in backend_of(name).tokens]
     text = "".join(data.draw(st.lists(st.sampled_from([*tokens, " ", "  ", "\n", "1"]), max_size=60)))
     assert ids_of(with_small_windows(name), text) == ids_of(tokenizer_of(name), text) == reference_of(name)(text)
 
 
 @every_encoder
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(text=edge_case_texts)
 def test_bytes_have_the_ids_of_the_string(name: str, text: str) -> None:
     tokenizer = with_small_windows(name)
@@ -140,37 +141,36 @@ if LLAMA2.is_file():
         assert (from_model("llama2").bos_id, from_model("llama2").eos_id, from_model("llama2").unk_id) == (1, 2, 0)
 
 
-def long_texts(num_characters: int) -> dict[str, str]:
-    """Return texts that have few places or none where a text could be split without context."""
-    chance = random.Random(4)
-    alphabets = {
-        "one letter": "a",
-        "DNA": "ACGT",
-        "Chinese": "".join(map(chr, range(0x4E00, 0x6200))),
-        "binary": "".join(map(chr, range(256))),
-        "Hangul": "가각힣\u1100\u1161",
-        "mixed": "aA1 \n'.é的😀\u0301",
-        "spaces": " \n",
-        "digits": "0123456789",
-        "dashes": "-",
-    }
-    texts = {name: "".join(chance.choices(letters, k=num_characters)) for name, letters in alphabets.items()}
-    return texts | {"base64": base64.b64encode(chance.randbytes(num_characters * 3 // 4)).decode()}
+ALPHABETS = {
+    "one letter": "a",
+    "DNA": "ACGT",
+    "Chinese": "".join(map(chr, range(0x4E00, 0x6200))),
+    "base64": string.ascii_letters + string.digits + "+/",
+    "binary": "".join(map(chr, range(256))),
+    "Hangul": "가각힣\u1100\u1161",
+    "mixed": "aA1 \n'.é的😀\u0301",
+    "spaces": " \n",
+    "digits": string.digits,
+    "dashes": "-",
+}
+
+
+def long_text(kind: str, num_characters: int) -> str:
+    """Return a text with few places or none where it could be split without context."""
+    return "".join(random.Random(4).choices(ALPHABETS[kind], k=num_characters))
 
 
 @every_encoder
-@pytest.mark.parametrize("kind", long_texts(1))
+@pytest.mark.parametrize("kind", ALPHABETS)
 def test_long_texts_have_the_ids_of_the_library(name: str, kind: str) -> None:
-    text = long_texts(6000)[kind]
+    text = long_text(kind, 6000)
     assert ids_of(with_small_windows(name), text) == reference_of(name)(text)
 
 
-@every_encoder
+@pytest.mark.parametrize("name", [SENTENCEPIECE[-1], "qwen2"])
 @pytest.mark.parametrize("kind", ["one letter", "DNA", "Chinese", "base64", "binary"])
 def test_long_text_is_encoded_in_windows(name: str, kind: str) -> None:
-    if name == "smollm" and kind == "binary":
-        pytest.skip("its vocabulary lacks bytes")
-    encoder, text = tokenizer_of(name)._encoder, long_texts(3_200_000)[kind]
+    encoder, text = tokenizer_of(name)._encoder, long_text(kind, 2_200_000)
     assert encoder is not None
     parts = list(encoder.encode(text))
     assert len(parts) >= 3
@@ -299,7 +299,7 @@ def test_tokenizer_json_that_gigatoken_would_encode_differently_is_encoded_by_to
 def test_library_encodes_where_gigatoken_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gigatoken.gigatoken_rs", None)
+    monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
     tokenizer = Tokenizer(HuggingFaceBackend("without", byte_level_document("gpt2"), {}))
     assert ids_of(tokenizer, "a b") == reference_of("gpt2")("a b")
     assert re.fullmatch(r"without: tokenizers encodes .*gigatoken.* is not installed.*\n", capfd.readouterr().err)

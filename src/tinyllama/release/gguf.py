@@ -115,12 +115,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
     """Add the tokenizer for a model whose embedding has `num_rows` rows, including spare rows."""
     tokenizer = fit_to_embedding(tokenizer, num_rows)  # llama.cpp rejects a model with more tokens than rows
     if tokenizer.is_llama_style:
-        types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.tokens()]
+        types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.tokens]
         if tokenizer.unk_id is not None:
             types[tokenizer.unk_id] = TokenType.UNKNOWN
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        _add_tokens(writer, [text for text, _ in tokenizer.tokens()], types, num_rows)
+        _add_tokens(writer, [text for text, _ in tokenizer.tokens], types, num_rows)
         writer.add_token_scores(tokenizer.scores() + [0.0] * (num_rows - tokenizer.vocab_size))
         writer.add_add_space_prefix(True)  # implied by `is_llama_style`
         writer.add_remove_extra_whitespaces(False)
@@ -130,7 +130,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
         kinds = {**_TOKEN_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(converted))
-        texts, types = [text for text, _ in converted.tokens()], [kinds[kind] for _, kind in converted.tokens()]
+        texts, types = [text for text, _ in converted.tokens], [kinds[kind] for _, kind in converted.tokens]
         _add_tokens(writer, texts, types, num_rows)
         writer.add_token_merges([" ".join(merge) for merge in converted.merges()])
     for number, add in (

@@ -137,7 +137,7 @@ class Tokenizer:
 
     def token_bytes(self) -> list[bytes]:
         """Return the UTF-8 bytes that each id adds to a text; special tokens add no bytes."""
-        return [token_bytes(token) for token in self._backend.tokens()]
+        return [token_bytes(token) for token in self._backend.tokens]
 
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
@@ -145,7 +145,7 @@ class Tokenizer:
 
         Consecutive byte tokens are decoded together. If one of the bytes is invalid, each of them becomes U+FFFD.
         """
-        tokens = self._backend.tokens()
+        tokens = self._backend.tokens
         return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))
 
     def check_formats(self, names: Iterable[str]) -> None:
@@ -162,7 +162,7 @@ class Tokenizer:
             if name == "gguf" and not found.is_llama_style:
                 pre_tokenizer_name(found)
             if name == "ctranslate2":  # its ids are the positions of the tokens in the vocabulary file
-                gap = next((number for number, (text, _) in enumerate(found.tokens()) if not text), None)
+                gap = next((number for number, (text, _) in enumerate(found.tokens) if not text), None)
                 if gap is not None:
                     raise _refusal(found, name, f"no token has id {gap}", "use a tokenizer without unused ids")
 

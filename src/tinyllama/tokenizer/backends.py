@@ -62,13 +62,13 @@ class SentencePieceBackend:
         try:
             processor = SentencePieceProcessor(model_proto=model)
             self._proto = ModelProto.FromString(model)
-            self._tokens = sentencepiece_tokens(self._proto)
+            self.tokens = sentencepiece_tokens(self._proto)
             without_prefix = ModelProto.FromString(model)
             without_prefix.normalizer_spec.add_dummy_prefix = False
             self._without_prefix = SentencePieceProcessor(model_proto=without_prefix.SerializeToString())
         except (RuntimeError, ValueError, DecodeError):
-            self._tokens = []
-        if not self._tokens:
+            self.tokens = []
+        if not self.tokens:
             raise InputError(f"{name}: not a complete SentencePiece model; {_model_remedy(model)}")
         trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
         check_charsmap(name, normalizer.precompiled_charsmap)
@@ -84,8 +84,8 @@ class SentencePieceBackend:
             "rules": normalizer.precompiled_charsmap.hex(),
         }
         self.is_llama_style = self.normalizer == LLAMA_NORMALIZER and trainer.byte_fallback
-        self.text_tokens = [token.text for token in self._tokens if token.type not in ("special", "byte")]
-        self.vocab_size = len(self._tokens)
+        self.text_tokens = [token.text for token in self.tokens if token.type not in ("special", "byte")]
+        self.vocab_size = len(self.tokens)
         self.bos_id, self.eos_id, self.unk_id = (
             None if number < 0 else number for number in (processor.bos_id(), processor.eos_id(), processor.unk_id())
         )
@@ -97,13 +97,9 @@ class SentencePieceBackend:
         # One call per pretoken: a call with a list starts threads, which takes 80 µs.
         return list(map(self._without_prefix.encode, pretokens))
 
-    def tokens(self) -> list[Token]:
-        """Return the vocabulary, in the order of the ids."""
-        return self._tokens
-
     def token(self, number: int | None) -> str | None:
         """Return the text of the token with this id, or None if the id is None."""
-        return None if number is None else self._tokens[number].text
+        return None if number is None else self.tokens[number].text
 
     def scores(self) -> list[float]:
         """Return the score of each token, in the order of the ids."""
@@ -140,7 +136,7 @@ class SentencePieceBackend:
 
     def canonical(self) -> dict[str, Any]:
         """Return the settings that determine the ids, in the form of `conversion.canonical_form`."""
-        return canonical_form(self._tokens, merges_by_score(self._proto), self.normalizer, self.encode_pretokens)
+        return canonical_form(self.tokens, merges_by_score(self._proto), self.normalizer, self.encode_pretokens)
 
     def truncated(self, num_ids: int) -> Self:
         """Return the same tokenizer with only the ids below `num_ids`."""
@@ -209,8 +205,9 @@ class HuggingFaceBackend:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    @cached_property
     def tokens(self) -> list[Token]:
-        """Return the vocabulary, in the order of the ids; an unused id has an empty text and the type `special`."""
+        """The vocabulary, in the order of the ids; an unused id has an empty text and the type `special`."""
         texts = {number: text for text, number in self.ids.items()}
         types = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
         types |= dict.fromkeys(BYTES, "byte") if self.document["model"].get("byte_fallback") else {}
@@ -252,7 +249,7 @@ class HuggingFaceBackend:
         """Return the settings that determine the ids, in the form of `conversion.canonical_form`."""
         if not self.is_llama_style:
             return {key: self.document.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-        return canonical_form(self.tokens(), self.merges(), LLAMA_NORMALIZER, self.encode_pretokens)
+        return canonical_form(self.tokens, self.merges(), LLAMA_NORMALIZER, self.encode_pretokens)
 
     @cached_property
     def bos_prefix(self) -> list[int]:
@@ -279,7 +276,7 @@ class HuggingFaceBackend:
         ranks: dict[str, int] = {}
         for rank, merge in enumerate(self.merges(), start=1):
             ranks.setdefault("".join(merge), rank)
-        return [-float(ranks.get(text, 0)) for text, _ in self.tokens()]
+        return [-float(ranks.get(text, 0)) for text, _ in self.tokens]
 
     def truncated(self, num_ids: int) -> Self:
         """Return the same tokenizer with only the ids below `num_ids`."""
@@ -322,7 +319,7 @@ def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
     """
     if backend.vocab_size <= num_embeddings:
         return backend
-    tokens = backend.tokens()
+    tokens = backend.tokens
     used = {backend.bos_id, backend.eos_id, backend.unk_id, *backend.bos_prefix}
     dropped = []
     for number, (text, kind) in enumerate(tokens[num_embeddings:], num_embeddings):

@@ -67,8 +67,8 @@ _MAX_GROWTH = 200_000_000
 """Growth of this process's memory, in bytes, after which a new encoder replaces the present one."""
 _CHECK_EVERY = 1 << 21
 """Number of characters between two checks of the memory."""
-_CHECKED_TOKENS = 16_000
-"""Maximum number of tokens whose ids are compared before the first text is encoded; the comparison takes 0.3 s."""
+_CHECKED_TOKENS = 4_000
+"""Maximum number of tokens whose ids are compared before the first text is encoded; the comparison takes 0.1 s."""
 
 
 class Encoder:
@@ -79,7 +79,7 @@ class Encoder:
     ) -> None:
         self._window, self._overlap, self._encode_exactly = window, overlap, backend.encode
         self._num_unchecked, self._memory = 0, 0
-        self._lengths = np.array([len(token_bytes(token)) for token in backend.tokens()])
+        self._lengths = np.array([len(token_bytes(token)) for token in backend.tokens])
         self._is_llama_style = backend.is_llama_style
         self._prefix = " " if backend.is_llama_style else ""
         self._normalizer: Any = None
@@ -259,7 +259,7 @@ def create_encoder(backend: Backend) -> Encoder | None:
 
 
 def _has_exact_ids(encoder: Encoder, backend: Backend) -> bool:
-    tokens = backend.tokens()
+    tokens = backend.tokens
     names = [token.text for token in tokens if token.type == "special"]
     texts = [token_bytes(token).decode(errors="ignore") for token in tokens if token.type != "byte"]
     sample = random.Random(0).sample(texts, min(len(texts), _CHECKED_TOKENS))

@@ -1,8 +1,9 @@
 """Training of a Llama-style tokenizer on documents.
 
 SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
-punctuation. Training a vocabulary of 8,192 tokens on 22 MB of text takes 5 s on one core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return`
-thus becomes a run of spaces and the token `▁return`, which is the same in prose and code.
+punctuation. Training a vocabulary of 8,192 tokens on 22 MB of text takes 5 s on one core. After training, tokens that
+consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run of spaces and the token
+`▁return`, which is the same in prose and code.
 """
 
 import hashlib
