@@ -248,8 +248,10 @@ def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
     model = ctranslate2.Generator(path)
     config = json.loads((Path(path) / "config.json").read_text())
 
+    vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
+
     def tokens(ids: list[int]) -> list[str]:
-        return [tokenizer.id_to_token(number) for number in ids]
+        return [vocabulary[number] for number in ids]
 
     continuations = []
     for entry in reference["continuations"]:
