@@ -118,13 +118,14 @@ def byte_level_document(name: str) -> dict[str, Any]:
         for step in KNOWN_STEPS[list(BYTE_LEVEL).index(name)]
     ]
     absent = ("Ą", "Ė") if name == "smollm" else ()
-    vocabulary = {text: number for text, number in document["model"]["vocab"].items() if text not in absent}
+    texts = [text for text, _ in sorted(document["model"]["vocab"].items(), key=lambda item: item[1])]
+    vocabulary = {text: number for number, text in enumerate(text for text in texts if text not in absent)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     return document | {
         "model": document["model"] | {"vocab": vocabulary, "ignore_merges": name == "llama3"},
         "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
         "normalizer": BYTE_LEVEL[name],
-        "added_tokens": [*document["added_tokens"], {"id": 600, "content": "<tool>", **flags}],
+        "added_tokens": [*document["added_tokens"], {"id": len(vocabulary), "content": "<tool>", **flags}],
     }
 
 

@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -142,11 +143,32 @@ def test_text_with_separator_is_read_document_by_document(tmp_path: Path, suffix
     assert megabytes < 250
 
 
-@pytest.mark.parametrize("format", ["slimpajama", "parquet"])
-def test_worker_prepares_200_megabytes_in_under_a_gigabyte(small: Path, tmp_path: Path, format: str) -> None:
+def code() -> str:
     sources = "\n".join(python_sources(60))
-    text = (sources * (LONG // len(sources) + 1))[:LONG] + "\U0001f600 one character makes a string four times as long"
-    raw = tmp_path / "raw"
+    return (sources * (LONG // len(sources) + 1))[:LONG] + "\U0001f600 one character makes a string four times as long"
+
+
+def one_letter() -> str:
+    return "a" * LONG
+
+
+def dna() -> str:
+    return "".join(random.Random(0).choices("ACGT", k=1_000_000)) * (LONG // 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("format", "long_document"),
+    [
+        ("slimpajama", code),
+        ("parquet", code),
+        pytest.param("slimpajama", one_letter, marks=pytest.mark.long),
+        pytest.param("slimpajama", dna, marks=pytest.mark.long),
+    ],
+)
+def test_worker_prepares_200_megabytes_in_under_a_gigabyte(
+    small: Path, tmp_path: Path, format: str, long_document: Callable[[], str]
+) -> None:
+    text, raw = long_document(), tmp_path / "raw"
     raw.mkdir()
     if format == "parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": ["before", text]}), raw / "a.parquet")

@@ -296,6 +296,14 @@ def test_tokenizer_json_that_gigatoken_would_encode_differently_is_encoded_by_to
         assert ids_of(tokenizer, text) == theirs.encode(text).ids
 
 
+def test_added_token_with_a_digit_is_encoded_by_tokenizers() -> None:
+    document = byte_level_document("smollm")
+    renamed = [token | {"content": token["content"].replace("<tool>", "<t1>")} for token in document["added_tokens"]]
+    tokenizer = Tokenizer(HuggingFaceBackend("digit", document | {"added_tokens": renamed}, {}))
+    assert ids_of(tokenizer, "a<t1>b")[1] == tokenizer.vocab_size - 1
+    assert tokenizer._encoder is None
+
+
 def test_library_encodes_where_gigatoken_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

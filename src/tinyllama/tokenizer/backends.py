@@ -175,7 +175,6 @@ class HuggingFaceBackend:
             )
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.document.get("decoder"))
-        self.text_tokens = list(self.ids.keys() - self.special - BYTES)
         self.is_llama_style = self._is_llama_style()
         self.bos_id = self._special_id(settings.get("bos_token", "<s>"))
         self.eos_id = self._special_id(settings.get("eos_token", "</s>"))

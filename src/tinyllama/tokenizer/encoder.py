@@ -86,8 +86,8 @@ class Encoder:
         if isinstance(backend, HuggingFaceBackend) and not backend.is_llama_style:
             # gigatoken's tables for NFC are of another version of Unicode
             self._normalizer, document = backend.tokenizer.normalizer, document | {"normalizer": None}
-        self._added = [token["content"] for token in document["added_tokens"]]
-        self._longest_added = max(map(len, self._added), default=0)
+        self.added: list[str] = [token["content"] for token in document["added_tokens"]]
+        self._longest_added = max(map(len, self.added), default=0)
         self._splits_digits = pre_tokenizer_steps(document)[:1] == [DIGITS_STEP]
         self._unknown_bytes: frozenset[int] = frozenset()
         if self._splits_digits:
@@ -169,7 +169,7 @@ class Encoder:
         surroundings = window[max(0, start - self._longest_added) : end + self._longest_added]
         return (
             self._unknown_bytes.isdisjoint(surroundings.encode())
-            and not any(content in surroundings for content in self._added)
+            and not any(content in surroundings for content in self.added)
             and self._is_normalized(window[start - 1 : end + 1])
         )
 
@@ -196,7 +196,7 @@ class Encoder:
             if resident_memory_bytes() > self._memory + _MAX_GROWTH:
                 self._load()
         if not self._is_normalized(text):
-            if any(content in text for content in self._added):  # found before the text is normalized
+            if any(content in text for content in self.added):  # found before the text is normalized
                 return np.array(self._encode_exactly(text), np.uint32)
             text = self._normalizer.normalize_str(text)
         ids: TokenIds = (self._encode_with_digits if self._splits_digits else self._gigatoken.encode)(text)
@@ -237,7 +237,7 @@ class Encoder:
 def create_encoder(backend: Backend) -> Encoder | None:
     """Return an encoder with the ids of `backend.encode`, or None, with a warning, if gigatoken cannot give these ids.
 
-    The ids are compared for all tokens in random order, special tokens and edge cases of Unicode.
+    The ids are compared for tokens in random order, special and added tokens, and edge cases of Unicode.
     """
     try:
         if (document := supported_document(backend)) is None:
@@ -254,13 +254,13 @@ def create_encoder(backend: Backend) -> Encoder | None:
             raise
         reason = f"gigatoken fails: {first_line(error)}"
     library = "tokenizers" if isinstance(backend, HuggingFaceBackend) else "sentencepiece"
-    warn_once(f"{backend.name}: {library} encodes the documents, several times as slowly as gigatoken ({reason})")
+    warn_once(f"{backend.name}: {library} encodes the documents, several times more slowly ({reason})")
     return None
 
 
 def _has_exact_ids(encoder: Encoder, backend: Backend) -> bool:
     tokens = backend.tokens
-    names = [token.text for token in tokens if token.type == "special"]
+    names = [token.text for token in tokens if token.type == "special"] + encoder.added
     texts = [token_bytes(token).decode(errors="ignore") for token in tokens if token.type != "byte"]
     sample = random.Random(0).sample(texts, min(len(texts), _CHECKED_TOKENS))
     for text in (*edge_case_texts(sample), "a".join(names), " ".join(names)):
