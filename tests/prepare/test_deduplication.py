@@ -71,9 +71,9 @@ def test_missing_documents_after_the_comparison_are_an_error(tmp_path: Path) -> 
 def test_repeated_stages_forget_the_documents_of_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
-    for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 1), ("_SEARCH_KEYS", 1 if asked == EXACT else 20)):
+    for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 50), ("_SEARCH_KEYS", 1 if asked == EXACT else 1000)):
         monkeypatch.setattr(deduplication, name, value)  # several files per task
-    first = [("web", [prose(1), prose(2)]), ("web", [prose(1), prose(2)] * 9)]
+    first = [("web", [prose(1), prose(2)]), ("web", [prose(1), prose(2)] * 4)]
     second = [("web", [prose(1), prose(3)]), ("web", [prose(4), prose(5), prose(6)])]
     run(tmp_path / "again", {"web": asked}, first)
     assert run(tmp_path / "again", {"web": asked}, second) == run(tmp_path / "new", {"web": asked}, second)
