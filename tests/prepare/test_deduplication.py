@@ -68,11 +68,28 @@ def test_missing_documents_after_the_comparison_are_an_error(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("asked", [EXACT, MINHASH])
-def test_repeated_stages_forget_the_documents_of_the_first_run(tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_repeated_stages_forget_the_documents_of_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 1), ("_SEARCH_KEYS", 1 if asked == EXACT else 20)):
+        monkeypatch.setattr(deduplication, name, value)  # several files per task
     first = [("web", [prose(1), prose(2)]), ("web", [prose(1), prose(2)] * 9)]
     second = [("web", [prose(1), prose(3)]), ("web", [prose(4), prose(5), prose(6)])]
     run(tmp_path / "again", {"web": asked}, first)
     assert run(tmp_path / "again", {"web": asked}, second) == run(tmp_path / "new", {"web": asked}, second)
+
+
+def test_long_documents_have_the_same_keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [prose(1, 40), prose(2), "four words a row", "", prose(3, 40), prose(4)]
+
+    def all_keys() -> list[list[int]]:
+        return [np.concatenate(part).tolist() for part in zip(*deduplication.minhash_keys(iter(texts)), strict=True)]
+
+    expected = all_keys()
+    monkeypatch.setattr(words, "_PART_CHARACTERS", 100)
+    for num_ngrams in (7, 100, 1 << 15):
+        monkeypatch.setattr(deduplication, "_BATCH_NGRAMS", num_ngrams)
+        assert all_keys() == expected
 
 
 @pytest.mark.parametrize("kind", ["exact", "minhash"])
