@@ -176,10 +176,11 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
         ({"url_block_lists": "missing.txt"}, "data.sources.web.clean.url_block_lists", "missing.txt"),
         ({"url_block_lists": "list.txt"}, "list.txt:2", "not a domain"),
         ({"languages": ["en", "english"]}, "data.sources.web.clean.languages", "'english'"),
+        ({"preset": "web", "url_block_lists": [], "languages": "xx"}, "data.sources.web.clean.languages", "'xx'"),
         ({"min_language_probability": 2}, "data.sources.web.clean.min_language_probability", "less than"),
         ({"filters": "c4", "language": "xx"}, "data.sources.web.clean.filters", "tuple"),
     ],
-    ids=["preset", "url", "missing list", "domain", "language", "probability", "filters"],
+    ids=["preset", "url", "missing list", "domain", "language", "language of the preset", "probability", "filters"],
 )
 def test_wrong_settings_are_refused_before_any_work(
     small: Path,

@@ -92,8 +92,9 @@ def test_sentences_end_with_punctuation(text: str, count: int) -> None:
 
 
 def test_languages_without_spaces_keep_their_own_splitters() -> None:
-    assert word_tokenizer("de") is not None
-    with pytest.raises(ImportError, match="pythainlp"):
-        word_tokenizer("th")
+    assert type(word_tokenizer("de")) is type(word_tokenizer("ko")) is type(ENGLISH)
+    for language, package in (("th", "pythainlp"), ("zh", "jieba"), ("yue", "jieba"), ("my", "pyidaungsu")):
+        with pytest.raises(ImportError, match=package):
+            word_tokenizer(language)
     with pytest.raises(ValueError, match="unknown"):
         word_tokenizer("english")

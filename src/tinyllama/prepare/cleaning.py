@@ -63,9 +63,9 @@ def check_cleaning(recipe: Recipe) -> None:
         if cleaning == Cleaning():
             continue
         _check_packages(cleaning, place)
+        languages.check_languages(cleaning.languages, f"{place}.languages")
         if cleaning.filters:
             _check_language(cleaning.language, f"{place}.language")
-        languages.check_languages(cleaning.languages, f"{place}.languages")
         block_lists.check_block_lists(cleaning.url_block_lists, f"{place}.url_block_lists")
         _check_urls(name, source)
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from tinyllama.recipe import Cleaning
 
-LANGUAGES_WITHOUT_SPACES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
-"""ISO 639 codes of the languages whose words datatrove's splitters find, with a package for each."""
+_UNSPACED = {"BurmeseTokenizer", "KhmerTokenizer", "LaoTokenizer", "ThaiTokenizer", "TibetanTokenizer", "ja", "zh"}
+"""datatrove's splitters, and the languages of spaCy's splitters, for text without spaces between words."""
 _MAX_CHARACTERS = 5_000_000
 """Maximum document length for filters, in characters; a filter's list of words takes up to 120 bytes per character."""
 _MAX_VOCABULARY = 500_000
@@ -33,8 +33,9 @@ _LETTER = r"[^\W\d_]"
 # Punctuation within a word does not split it: x_y, 3.14, f(x). As in spaCy, there are exceptions: a contraction, "..",
 # one sign between two letters (and/or, well-known), and a full stop between two sentences without a space.
 _SPLIT = rf"['\u2019]\w|\.\.|(?<={_LETTER})[-\u2013\u2014,:<>=/~](?={_LETTER})|(?<=[a-z])\.(?=[A-Z])"
-_INNER = rf"(?=[^\w\s])(?!{_SPLIT})[^\w\s]++\w++"
-_WORD = re.compile(rf"\w++(?:://\S*\w/?|(?:{_INNER})*+)|(?<=\w)['\u2019]\w++|\.\.++|--++|\S")
+_RUN = rf"\w++(?:://\S*\w/?|(?:(?=[^\w\s])(?!{_SPLIT})[^\w\s]++\w++)*+)"
+_PREFIX = r"[-/~|^@\\]++"  # signs that belong to the word that follows: -1, /usr, @name
+_WORD = re.compile(rf"{_RUN}|(?<!\w){_PREFIX}(?:{_RUN})?|(?<=\w)['\u2019]\w++|\.\.++|{_PREFIX}|\S")
 # Python's re compares a character with each character above U+FFFF in turn; no language of `clean.language` has these.
 _OTHER_ENDS = re.escape("".join(sorted(mark for mark in TERMINAL_PUNCTUATION - {"."} if mark < "\U00010000")))
 # A full stop after a single letter ends no sentence (e.g., J. Smith), and an ellipsis does not either.
@@ -76,13 +77,16 @@ def word_tokenizer(language: str) -> WordTokenizer:
 
     Raises ValueError if the code is unknown, ImportError if the splitter needs a package that is not installed.
     """
-    if language in LANGUAGES_WITHOUT_SPACES:
-        tokenizer: WordTokenizer = load_word_tokenizer(language)
-        tokenizer.word_tokenize("one word")  # imports the packages
-        return tokenizer
-    if language not in load_tokenizer_assignments():
+    assignments = load_tokenizer_assignments()
+    # By default, datatrove splits the text of `zh` as Latin letters.
+    code = next((code for code in (f"{language}_Hani", language) if code in assignments), None)
+    if code is None:
         raise ValueError(f"unknown language {language!r}")
-    return _RegexTokenizer()
+    if _UNSPACED.isdisjoint(assignments[code].args):
+        return _RegexTokenizer()
+    tokenizer: WordTokenizer = load_word_tokenizer(code)
+    tokenizer.word_tokenize("one word")  # imports the packages
+    return tokenizer
 
 
 def quality_check(name: str, cleaning: Cleaning) -> Callable[[Document], str | None]:
