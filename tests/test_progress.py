@@ -121,7 +121,7 @@ def test_bar_fits_60_columns_below_other_output(tmp_path: Path) -> None:
     assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
     *above, top, numbers, last = screen[2:]
     assert above == ["the tracker failed", "WARNING:root:a library", "a result"]
-    assert re.fullmatch(r"training a-name-of-forty-chara… ━+ 100 % took .* s", top)
+    assert re.fullmatch(r"training a-name-of-forty-char\w*… ━+ 100 % took .* s", top)
     assert re.fullmatch(r"  300/300 steps, [\d,]+ tokens/s, loss 3.142", numbers)
     assert last == "run: runs/long"
 
