@@ -190,7 +190,7 @@ def test_long_text_needs_little_more_memory_than_its_ids() -> None:
 
 
 def test_parts_of_a_document_are_small() -> None:
-    text = "".join(python_sources(20)) * 10
+    text = "".join(python_sources(20)) * 4
     parts = list(from_model("small").encode_parts(text))
     assert max(map(len, parts)) < 1_100_000
     assert np.concatenate(parts).tolist() == [1, *reference("small").encode(text), 2]
