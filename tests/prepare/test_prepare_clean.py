@@ -119,6 +119,9 @@ def test_the_web_preset_counts_planted_documents_by_reason(
     shown = capsys.readouterr().out
     assert "languages: de" in shown
     assert "acme" not in shown
+    (tmp_path / "list.txt").write_text("good.example\n", encoding="utf-8")
+    assert main(["prepare", str(tmp_path / "mine.yaml"), *flags]) == 2
+    assert "list.txt" in capsys.readouterr().err
 
 
 def test_inspect_names_the_kept_document_of_each_duplicate(

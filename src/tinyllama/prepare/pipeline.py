@@ -26,6 +26,7 @@ from tinyllama.files import (
     write_json_with_sha256,
 )
 from tinyllama.formatting import echo
+from tinyllama.prepare.block_lists import FINEWEB
 from tinyllama.prepare.cleaning import check_cleaning
 from tinyllama.prepare.decontamination import overlap, read_index
 from tinyllama.prepare.executors import refuse_submitted, run_local, run_ray, submit_slurm
@@ -202,12 +203,14 @@ def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the settings that, together with the inputs, determine the store's bytes; the manifest lists them."""
     cleanings = [source.clean for source in recipe.data.sources.values()]
     is_cleaned = any(cleaning.filters or cleaning.deduplicate or cleaning.decontaminate for cleaning in cleanings)
+    block_lists = sorted({name for cleaning in cleanings for name in cleaning.url_block_lists} - {FINEWEB})
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "dtype": tokenizer.dtype.newbyteorder("<").str,
         **_recipe_settings(recipe),
         **({"comparison_version": COMPARISON_VERSION} if is_cleaned else {}),
+        **({"block_lists": {name: sha256_of(Path(name)) for name in block_lists}} if block_lists else {}),
     }
 
 
@@ -235,8 +238,7 @@ def settings_diff(
     The tokenizer's settings are compared only if `tokenizer` is given.
     """
     wanted = store_settings(recipe, tokenizer) if tokenizer is not None else _recipe_settings(recipe)
-    optional = {"comparison_version"} - manifest.keys()
-    found = differences({key: manifest[key] for key in wanted if key not in optional}, wanted)
+    found = differences({key: manifest[key] for key in wanted if key in manifest}, wanted)
     return [(name, values) for name, values in found if not _RESULTS.match(name)]
 
 
