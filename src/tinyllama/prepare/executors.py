@@ -24,7 +24,7 @@ from typing import Any
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.hardware import available_cpu_count
-from tinyllama.prepare.tasks import Job, cached_tokenizer, run_task
+from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.processes import set_parent_death_signal
 
 _RAY_RETRIES = 3
@@ -45,7 +45,6 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
         for rank in ranks:
             run_task(job, stage, rank)
         return
-    cached_tokenizer(job.recipe.tokenizer).start_encoder()
     context = multiprocessing.get_context("fork")  # workers inherit the tokenizer, which saves one second
     with ProcessPoolExecutor(workers, context, _init_worker, (job,)) as pool:
         futures = [pool.submit(_run_task_in_worker, stage, rank) for rank in ranks]

@@ -43,8 +43,10 @@ _FIRST_CLEANING_FIELDS = ("deduplicate", "filters", "decontaminate", "decontamin
 """Fields that every manifest has, in this order."""
 COMPARISON_VERSION = 2
 """Version of deduplication, decontamination and the filters: another version may drop other documents."""
-_RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
-"""Pattern of the dotted names of the manifest's fields that are results, not settings."""
+_RESULTS = re.compile(
+    r"tokenizer\.path$|comparison_version$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b"
+)
+"""Pattern of the dotted names of the manifest's fields that a finished store may have with any value."""
 
 
 def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
@@ -76,6 +78,7 @@ def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
             if recipe.data.executor == "slurm":
                 submit_slurm(job, partial(_finish_slurm_job, job, plan, strict))
                 return None
+            tokenizer.start_encoder()  # a warning about it appears before hours of work, and forked workers share it
             _run_stages(job)
             write_manifests(job, plan, strict)
     return TokenStore.open(store)
@@ -103,6 +106,8 @@ def _difference(key: str, then: Any, now: Any) -> str:
         return f"another tokenizer (sha256 {str(then)[:12]}, not {now[:12]})"
     if key == "comparison_version":
         return "another version of deduplication, decontamination and the filters"
+    if key.startswith("block_lists."):
+        return f"another content of {key.removeprefix('block_lists.')}"
     return f"{key} {then}, but the recipe has {now}"
 
 

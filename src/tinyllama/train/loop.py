@@ -73,7 +73,8 @@ def _train_on(world: World, recipe: Recipe, allow_change: bool, load_evaluator: 
     with ExitStack() as stack:
         state = build(recipe, world)
         if recipe.train.evaluate_every_steps:
-            assert load_evaluator is not None
+            if load_evaluator is None:
+                raise InputError("train.evaluate_every_steps: needs an evaluator; call tinyllama.train_model")
             state.evaluate = load_evaluator(recipe, state.tokenizer, world)
         run, log, releases = state.run, None, None
         if world.is_main:
