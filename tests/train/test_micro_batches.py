@@ -60,7 +60,7 @@ def results(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         folder = tmp_path_factory.mktemp("ranks")
         done = run_torchrun(folder, ranks, str(PROGRAM), str(small / "recipe.yaml"), cases)
         assert done.returncode == 0, done.stderr
-        found |= zip(names, json.loads(done.stdout), strict=True)
+        found |= zip(names, json.loads(done.stdout.splitlines()[-1]), strict=True)  # gloo of torch 2.9 prints lines
     return found
 
 
