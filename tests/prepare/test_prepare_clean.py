@@ -115,7 +115,7 @@ def test_the_web_preset_counts_planted_documents_by_reason(
         "url_block_lists: blocked domain": 1,
         "url_block_lists: no URL": 1,
     }
-    assert counts["changed"] == {"e-mail addresses masked": 4, "public IP addresses masked": 4}
+    assert counts["changed"] == {"e-mail addresses masked": 4, "public IPv4 addresses masked": 4}
     assert main(["inspect", str(tmp_path / "store"), "--samples", "4"]) == 0
     shown = capsys.readouterr().out
     assert "languages: de" in shown
@@ -140,6 +140,28 @@ def test_inspect_names_the_kept_document_of_each_duplicate(
     } == duplicates
     assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--step", "3"]) == 2
     assert "--duplicates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "line", "count"), [("minhash", "2 more duplicates", 2), (None, "no documents", 0)])
+def test_inspect_counts_the_duplicates_that_are_not_listed(
+    small: Path,
+    raw: Path,
+    tmp_path: Path,
+    small_tasks: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str | None,
+    line: str,
+    count: int,
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_REJECTS_BYTES", 0)
+    build_store(recipe_at(small, raw, tmp_path / "store", **{"data.sources.web.clean.deduplicate": kind}))
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates"]) == 0
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert line in shown
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["duplicates"], found["unlisted_duplicates"]) == ([], count)
 
 
 @pytest.mark.parametrize("name", [".work/plan.json", "manifest.json"])
@@ -182,7 +204,7 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
         ({"languages": ["en", "english"]}, "data.sources.web.clean.languages", "'english'"),
         ({"preset": "web", "url_block_lists": [], "languages": "xx"}, "data.sources.web.clean.languages", "'xx'"),
         ({"min_language_probability": 2}, "data.sources.web.clean.min_language_probability", "less than"),
-        ({"filters": "c4", "language": "xx"}, "data.sources.web.clean.filters", "tuple"),
+        ({"filters": "c5", "language": "xx"}, "data.sources.web.clean.filters", "gopher_quality"),
     ],
     ids=["preset", "url", "missing list", "domain", "language", "language of the preset", "probability", "filters"],
 )
