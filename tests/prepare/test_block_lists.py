@@ -36,37 +36,39 @@ def test_entries_match_domains_and_pages(tmp_path: Path, url: str | None, reason
     path = tmp_path / "list.txt"
     path.write_text(LINES, encoding="utf-8")
     check_block_lists([str(path)], "place")
-    write_index([("other", ()), ("web", [str(path)])], tmp_path / "index", iter(()), 1)
-    assert url_reason(url, read_index(tmp_path / "index", "web"), [str(path)]) == reason
+    write_index([[FINEWEB], [str(path)]], tmp_path / "index", iter(()), 1)
+    assert url_reason(url, read_index(tmp_path / "index", [str(path)]), [str(path)]) == reason
 
 
 @pytest.mark.parametrize("line", ["localhost", "two words.example", "http:///path", "-bad-.example", "a..example"])
 def test_a_line_that_is_no_domain_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text(f"good.example\n{line}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"list\.txt:2: .*no domain") as error:
+    with pytest.raises(InputError, match=r"^place: .*list\.txt:2: .*not a domain") as error:
         check_block_lists([str(path)], "place")
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_list_blocks_nothing(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# nothing\n", encoding="utf-8")
-    write_index([("web", [str(tmp_path / "list.txt")])], tmp_path, iter(()), 0)
-    assert url_reason("https://example.org/", read_index(tmp_path, "web"), ["list.txt"]) is None
+    names = [str(tmp_path / "list.txt")]
+    write_index([names], tmp_path, iter(()), 0)
+    assert url_reason("https://example.org/", read_index(tmp_path, names), names) is None
 
 
 def test_the_words_of_fineweb_block_urls(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("bad.example\n", encoding="utf-8")
-    write_index([("web", [str(tmp_path / "list.txt")])], tmp_path, iter(()), 0)
-    index = read_index(tmp_path, "web")
+    names = [str(tmp_path / "list.txt")]
+    write_index([names], tmp_path, iter(()), 0)
+    index = read_index(tmp_path, names)
     assert url_reason("https://example.org/18abused/1", index, [FINEWEB]) == "blocked word"
     assert url_reason("https://example.org/history/2019", index, [FINEWEB]) is None
 
 
 @pytest.mark.long
 def test_the_lists_of_fineweb_have_domains_and_urls(tmp_path: Path) -> None:
-    write_index([("web", [FINEWEB])], tmp_path, iter(()), 0)
-    index = read_index(tmp_path, "web")
+    write_index([[FINEWEB]], tmp_path, iter(()), 0)
+    index = read_index(tmp_path, [FINEWEB])
     assert len(index) > 4_000_000
     assert url_reason("https://www.pornhub.com/", index, [FINEWEB]) == "blocked domain"
     assert url_reason("https://en.wikipedia.org/wiki/Linux", index, [FINEWEB]) is None

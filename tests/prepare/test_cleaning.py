@@ -1,7 +1,7 @@
 """Filters drop bad text only, in the recipe's order; missing packages and unknown languages are refused at once."""
 
 import re
-from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.prepare.cleaning import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.prepare import cleaning, decontamination, quality
+from tinyllama.prepare import cleaning, quality
 from tinyllama.prepare.languages import excerpt
 
 
@@ -150,10 +150,12 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
             {"filters": ["c4"], "language": "xx"},
             r"sources\.web\.clean\.language: no word-splitting rules for 'xx'",
         ),
+        ("none", {"languages": "eng"}, r"clean\.languages: unknown language 'eng'; did you mean en\?"),
+        ("none", {"languages": "deutsch"}, r"clean\.languages: unknown language 'deutsch'; .{,60}$"),
         (
             "none",
             {"filters": ["c4"], "language": "th"},
-            r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`",
+            r"sources\.web\.clean\.language: th needs pythainlp; pip install pythainlp$",
         ),
     ],
 )
@@ -171,10 +173,20 @@ def test_deduplication_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     cleaning.check_cleaning(recipe_with({"web": EXACT, "books": MINHASH | {"language": "th"}}))
 
 
-def test_an_unknown_evaluation_task_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def item_texts(names: Sequence[str]) -> dict[str, list[str]]:
-        raise InputError(f"task {names[0]!r} is unknown to lm-eval; did you mean hellaswag?")
+@pytest.mark.long  # the index of all tasks takes 7 s
+def test_an_unknown_evaluation_task_is_refused_before_any_stage() -> None:
+    pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
+    with pytest.raises(InputError, match=r"^data\.sources\.web\.clean\.decontaminate: task 'helaswag'"):
+        cleaning.check_cleaning(recipe_with({"web": {"decontaminate": ["piqa", "helaswag"]}}))
 
-    monkeypatch.setattr(decontamination, "item_texts", item_texts)
-    with pytest.raises(InputError, match=r"sources\.web\.clean\.decontaminate: task 'helaswag'"):
-        run(tmp_path, {"web": {"decontaminate": ["helaswag"]}}, [("web", [])])
+
+@pytest.mark.parametrize("has_url", [True, False])
+def test_a_source_is_refused_if_none_of_its_files_has_a_url(tmp_path: Path, has_url: bool) -> None:
+    (tmp_path / "list.txt").write_text("bad.example\n", encoding="utf-8")
+    (tmp_path / "0.jsonl").write_text('{"text": "without"}\n', encoding="utf-8")
+    (tmp_path / "1.jsonl").write_text(f'{{"text": "b", "url": "{"a.example" * has_url}"}}\n', encoding="utf-8")
+    recipe = recipe_with({"web": {"url_block_lists": [str(tmp_path / "list.txt")]}}, str(tmp_path))
+    with (
+        nullcontext() if has_url else pytest.raises(InputError, match=r"1\.jsonl: no row has a URL .*sources\.web\.url")
+    ):
+        cleaning.check_cleaning(recipe)

@@ -68,7 +68,7 @@ def test_missing_documents_after_the_comparison_are_an_error(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("asked", [EXACT, MINHASH])
-def test_repeated_stages_forget_the_documents_of_the_first_run(
+def test_repeated_stages_replace_the_documents_of_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
     for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 50), ("_SEARCH_KEYS", 1 if asked == EXACT else 1000)):

@@ -47,6 +47,7 @@ def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
     items = {"herons": [ITEM, "An item about something else that nobody has ever written into any document at all"]}
+    monkeypatch.setattr(decontamination, "check_tasks", lambda tasks, place: None)
     monkeypatch.setattr(decontamination, "item_texts", lambda tasks: {task: items[task] for task in tasks})
 
 
@@ -114,7 +115,7 @@ def test_the_web_preset_counts_planted_documents_by_reason(
         "url_block_lists: blocked domain": 1,
         "url_block_lists: no URL": 1,
     }
-    assert counts["changed"] == {"e-mail addresses masked": 4, "public IP addresses masked": 4}
+    assert counts["changed"] == {"e-mail addresses masked": 4, "public IPv4 addresses masked": 4}
     assert main(["inspect", str(tmp_path / "store"), "--samples", "4"]) == 0
     shown = capsys.readouterr().out
     assert "languages: de" in shown
@@ -139,6 +140,28 @@ def test_inspect_names_the_kept_document_of_each_duplicate(
     } == duplicates
     assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--step", "3"]) == 2
     assert "--duplicates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "line", "count"), [("minhash", "2 more duplicates", 2), (None, "no documents", 0)])
+def test_inspect_counts_the_duplicates_that_are_not_listed(
+    small: Path,
+    raw: Path,
+    tmp_path: Path,
+    small_tasks: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str | None,
+    line: str,
+    count: int,
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_REJECTS_BYTES", 0)
+    build_store(recipe_at(small, raw, tmp_path / "store", **{"data.sources.web.clean.deduplicate": kind}))
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates"]) == 0
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert line in shown
+    assert main(["inspect", str(tmp_path / "store"), "--duplicates", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["duplicates"], found["unlisted_duplicates"]) == ([], count)
 
 
 def test_work_of_another_version_is_not_resumed_but_its_finished_store_is_used(
@@ -184,7 +207,7 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
         ({"languages": ["en", "english"]}, "data.sources.web.clean.languages", "'english'"),
         ({"preset": "web", "url_block_lists": [], "languages": "xx"}, "data.sources.web.clean.languages", "'xx'"),
         ({"min_language_probability": 2}, "data.sources.web.clean.min_language_probability", "less than"),
-        ({"filters": "c4", "language": "xx"}, "data.sources.web.clean.filters", "tuple"),
+        ({"filters": "c5", "language": "xx"}, "data.sources.web.clean.filters", "gopher_quality"),
     ],
     ids=["preset", "url", "missing list", "domain", "language", "language of the preset", "probability", "filters"],
 )

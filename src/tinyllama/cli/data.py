@@ -134,6 +134,8 @@ def inspect(
         json: Print the result as JSON.
     """
     from tinyllama.prepare.inspection import (
+        count_duplicates,
+        duplicate_lines,
         find_corruption,
         inspect_store,
         inspection_lines,
@@ -146,11 +148,13 @@ def inspect(
         raise InputError(f"inspect: {flag} applies to the entire store; remove the other flags")
     folder, own_recipe = resolve_store(store)
     if duplicates:
-        found_duplicates = list_duplicates(folder)
         if json:
-            print_json({"store": str(folder), "duplicates": list(found_duplicates)})
-        for one in found_duplicates:
-            echo(f"{one['file']} row {one['row']}: {one['reason']} of {one['kept_file']} row {one['kept_row']}")
+            listed = list(list_duplicates(folder))
+            unlisted = count_duplicates(folder) - len(listed)
+            print_json({"store": str(folder), "duplicates": listed, "unlisted_duplicates": unlisted})
+        else:
+            for line in duplicate_lines(folder):
+                echo(line)
         return 0
     if verify:
         found = find_corruption(folder)

@@ -1,4 +1,4 @@
-"""Block lists of domains and URLs, and the index that a cleaning stage writes for each source.
+"""Block lists of domains and URLs, and the index of each combination of lists, which a cleaning stage writes.
 
 A file has one entry per line. A domain blocks its pages and those of its subdomains; a URL blocks its page and the
 pages below. `fineweb` names the lists and words of datatrove, which FineWeb was filtered with. They have millions of
@@ -34,7 +34,7 @@ def check_block_lists(names: Sequence[str], place: str) -> None:
             pass
 
 
-def _read_entries(name: str, place: str) -> Iterator[str]:
+def _read_entries(name: str, place: str = "data.sources.*.clean.url_block_lists") -> Iterator[str]:
     try:
         with Path(name).open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -42,7 +42,9 @@ def _read_entries(name: str, place: str) -> Iterator[str]:
                 if not entry or line.lstrip().startswith("#"):
                     continue
                 if not _DOMAIN.fullmatch(_SEPARATORS.split(entry, maxsplit=1)[0]):
-                    raise InputError(f"{name}:{number}: {line.strip()!r} is no domain or URL; correct or delete it")
+                    raise InputError(
+                        f"{place}: {name}:{number}: {line.strip()!r} is not a domain or URL; correct or delete it"
+                    )
                 yield entry
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
@@ -62,18 +64,23 @@ def _normalize(url: str) -> str:
     return (name + url[len(host) :]).rstrip("/")
 
 
-def write_index(wanted: Sequence[tuple[str, Sequence[str]]], folder: Path, _: Iterator[Document], rank: int) -> None:
-    """Write the index of the source `wanted[rank]`, which is a pair of name and block lists, to `folder`."""
-    source, names = wanted[rank]
-    parts = [_hashes(_fineweb_entries() if name == FINEWEB else _read_entries(name, source)) for name in names]
-    with atomic_write(folder / f"{source}.npy") as file:
+def write_index(wanted: Sequence[Sequence[str]], folder: Path, _: Iterator[Document], rank: int) -> None:
+    """Write the index of the block lists `wanted[rank]` to `folder`, as task `rank` of a cleaning stage."""
+    names = wanted[rank]
+    parts = [_hashes(_fineweb_entries() if name == FINEWEB else _read_entries(name)) for name in names]
+    with atomic_write(folder / f"{index_name(names)}.npy") as file:
         np.save(file, np.unique(np.concatenate(parts)))
 
 
-def read_index(folder: Path, source: str) -> NDArray[np.uint64]:
-    """Map the index of a source into memory: hashes in ascending order."""
-    index: NDArray[np.uint64] = np.load(folder / f"{source}.npy", mmap_mode="r")
+def read_index(folder: Path, names: Sequence[str]) -> NDArray[np.uint64]:
+    """Map the index of block lists into memory: hashes in ascending order."""
+    index: NDArray[np.uint64] = np.load(folder / f"{index_name(names)}.npy", mmap_mode="r")
     return index
+
+
+def index_name(*key: object) -> str:
+    """Return the name of the file of an index, which sources with the same settings share."""
+    return blake2b(repr(key).encode(), digest_size=8).hexdigest()
 
 
 def _hashes(entries: Iterable[str]) -> NDArray[np.uint64]:

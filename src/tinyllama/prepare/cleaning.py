@@ -8,9 +8,11 @@ the filters drop, so that most filters run only once.
 Packages of the extra `clean` are imported only if a recipe needs them.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,15 +56,16 @@ class CleaningStage(NamedTuple):
 
 
 def check_cleaning(recipe: Recipe) -> None:
-    """Check the packages and languages of all sources.
+    """Check the packages, languages, evaluation tasks, block lists and URLs of all sources.
 
-    Raises InputError if a package that a source needs is missing, or if the language has no word-splitting rules.
+    Raises InputError if a package that a source needs is missing, or if a setting or a file is not valid.
     """
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
         if cleaning == Cleaning():
             continue
         _check_packages(cleaning, place)
+        decontamination.check_tasks(cleaning.decontaminate, f"{place}.decontaminate")
         languages.check_languages(cleaning.languages, f"{place}.languages")
         if cleaning.filters:
             _check_language(cleaning.language, f"{place}.language")
@@ -89,25 +92,26 @@ def _check_language(language: str, place: str) -> None:
     except ValueError:
         raise InputError(f"{place}: no word-splitting rules for {language!r}; set an ISO 639-1 code like en") from None
     except ImportError as error:
-        raise InputError(f"{place}: {language!r}: {' '.join(str(error).split())}") from None
+        # datatrove writes: Please install `spacy` to use zh word tokenizer (`pip install spacy`).
+        command = re.search(r"`pip install (.+?)`", str(error))
+        package = command[1] if command else error.name
+        raise InputError(f"{place}: {language} needs {package}; pip install {package}") from None
 
 
 def _check_urls(name: str, source: Source) -> None:
     """Raise InputError if none of the first rows of a local source has a URL that its block lists need."""
     if not (field := url_field(source)) or is_remote(source.path):
         return
-    count = 0
-    for file in list_files(name, source):
-        for row in read_rows(file.path, source):
-            if isinstance(row, SourceRow):
-                if row.url:
-                    return
-                count += 1
-            if count == _MAX_ROWS_WITHOUT_URL:
-                break
-        if count:
-            remedy = f"set data.sources.{name}.url, or clean.url_block_lists to []"
-            raise InputError(f"{file.path}: no row has a URL in {field!r}; {remedy}")
+    rows = ((file.path, row) for file in list_files(name, source) for row in read_rows(file.path, source))
+    usable = ((path, row) for path, row in rows if isinstance(row, SourceRow))
+    last_path = ""
+    for path, row in islice(usable, _MAX_ROWS_WITHOUT_URL):
+        if row.url:
+            return
+        last_path = path
+    if last_path:
+        remedy = f"set data.sources.{name}.url, or clean.url_block_lists to []"
+        raise InputError(f"{last_path}: no row has a URL in {field!r}; {remedy}")
 
 
 def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> tuple[CleaningStage, ...]:
@@ -117,7 +121,7 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
     stages = []
-    if blocked := [(name, own.url_block_lists) for name, own in cleanings.items() if own.url_block_lists]:
+    if blocked := list(dict.fromkeys(own.url_block_lists for own in cleanings.values() if own.url_block_lists)):
         run = partial(block_lists.write_index, blocked, work / "block_lists")
         stages.append(CleaningStage("url-block-lists", len(blocked), run))
     if wanted := decontamination.wanted_indexes(cleanings):
@@ -126,8 +130,8 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     kinds = [cleanings[source].deduplicate for source in task_sources]
     for kind in sorted({kind for kind in kinds if kind}):
         folder, count = work / kind, len(kinds)
-        write = partial(deduplication.write_keys, folder, kinds, kind)
-        write = partial(_write_filtered_keys, recipe, task_sources, work, kind, write)
+        write_keys = partial(deduplication.write_keys, folder, kinds, kind)
+        write = partial(_write_filtered_keys, recipe, task_sources, work, kind, write_keys)
         find = partial(deduplication.find_equal_keys, folder, count)
         stages.append(CleaningStage(f"{kind}-keys", count, write))
         stages.append(CleaningStage(f"{kind}-pairs", deduplication.KEY_RANGES, find))
@@ -149,12 +153,12 @@ def cleaning_steps(
     `on_change` for each masked document, with the reason.
     """
     cleaning = recipe.data.sources[source_name].clean
-    steps = _filter_steps(cleaning, source_name, work, on_drop)
+    steps = _filter_steps(cleaning, work, on_drop)
     if kind := cleaning.deduplicate:
         if steps:
             steps = [partial(_drop_filtered, work / f"filtered/{rank:06d}.npz", on_drop)]
             if _CHANGES_TEXT in cleaning.filters:
-                steps += _filter_steps(cleaning, source_name, work, on_drop, only=_CHANGES_TEXT)
+                steps += _filter_steps(cleaning, work, on_drop, only=_CHANGES_TEXT)
         steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
     if cleaning.decontaminate:
         index = decontamination.read_index(work / "decontamination", cleaning)
@@ -164,13 +168,11 @@ def cleaning_steps(
     return steps
 
 
-def _filter_steps(
-    cleaning: Cleaning, source: str, work: Path, on_drop: DropCallback, only: str | None = None
-) -> list[Step]:
+def _filter_steps(cleaning: Cleaning, work: Path, on_drop: DropCallback, only: str | None = None) -> list[Step]:
     """Return the steps that decide about each document on its own, or only the step with the given name."""
     checks: dict[str, Check] = {}
     if names := cleaning.url_block_lists:
-        index = block_lists.read_index(work / "block_lists", source)
+        index = block_lists.read_index(work / "block_lists", names)
         checks["url_block_lists"] = lambda document: block_lists.url_reason(document.metadata[URL], index, names)
     if wanted := cleaning.languages:
         probability = cleaning.min_language_probability
@@ -214,7 +216,7 @@ def _write_filtered_keys(
     def save(document: Document) -> None:
         dropped[document.metadata[_NUMBER]] = document.metadata[_REASON]
 
-    steps = _filter_steps(cleaning, source, work, save)
+    steps = _filter_steps(cleaning, work, save)
     for step in [number, *steps]:
         documents = step(documents)
     write_keys(documents, rank)

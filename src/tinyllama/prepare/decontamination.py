@@ -5,7 +5,6 @@ share: the sorted hashes of the n-grams of all items, and for each n-gram the in
 the unfinished work of one store only, so that it never belongs to other items than those of the installed tasks.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from datatrove.data import Document
 from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
+from tinyllama.evaluate.items import OFFLINE_TASKS
 from tinyllama.files import atomic_write
+from tinyllama.prepare.block_lists import index_name
 from tinyllama.prepare.ngrams import hashed_ngrams
 from tinyllama.recipe import Cleaning
 
@@ -52,24 +53,32 @@ class Index:
         return found
 
 
+def check_tasks(tasks: Sequence[str], place: str) -> None:
+    """Raise InputError with the field's `place` if lm-eval does not know an evaluation task."""
+    if OFFLINE_TASKS.keys() >= set(tasks):
+        return
+    from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415 - lm-eval, 5 s and an extra
+
+    try:
+        check_task_names(tasks)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
 def wanted_indexes(cleanings: Mapping[str, Cleaning]) -> list[tuple[str, Cleaning]]:
     """Return a source for each different index that the sources need."""
-    sources = {
-        _index_name(cleaning): (name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate
-    }
+    sources = {_file_name(cleaning): (name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate}
     return list(sources.values())
 
 
-def _index_name(cleaning: Cleaning) -> str:
-    key = repr((cleaning.decontaminate, cleaning.decontamination_words))
-    return f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+def _file_name(cleaning: Cleaning) -> str:
+    return f"{index_name(cleaning.decontaminate, cleaning.decontamination_words)}.npz"
 
 
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
     """Write the index that the source `wanted[rank]` needs to `folder`, as task `rank` of a cleaning stage.
 
-    Raises InputError if lm-eval does not know an evaluation task, or if the task's items are neither on this machine
-    nor on the hub.
+    Raises InputError if the items of a task are neither on this machine nor on the hub.
     """
     source, cleaning = wanted[rank]
     try:
@@ -77,13 +86,13 @@ def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents:
     except InputError as error:
         raise InputError(f"data.sources.{source}.clean.decontaminate: {error}") from None
     index = build_index(texts, cleaning.decontamination_words)
-    with atomic_write(folder / _index_name(cleaning)) as file:
+    with atomic_write(folder / _file_name(cleaning)) as file:
         np.savez(file, **vars(index))
 
 
 def read_index(folder: Path, cleaning: Cleaning) -> Index:
     """Read the index for a source's cleaning."""
-    with np.load(folder / _index_name(cleaning)) as arrays:
+    with np.load(folder / _file_name(cleaning)) as arrays:
         return Index(**arrays)
 
 

@@ -24,7 +24,7 @@ from datatrove.data import Document
 from numpy.typing import NDArray
 
 from tinyllama.files import atomic_write
-from tinyllama.prepare.ngrams import hashed_ngrams
+from tinyllama.prepare.ngrams import MULTIPLIER, hashed_ngrams
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 
 BANDS, ROWS = 24, 9
@@ -41,7 +41,6 @@ _BATCH_NGRAMS = 1 << 15
 """Number of n-grams whose minimum hashes are computed at a time, which fit into a core's cache."""
 _CLUSTER_DOCUMENTS = 1 << 22
 """Number of documents whose clusters are resolved at a time."""
-_KEY_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 Keys = tuple[NDArray[np.integer[Any]], NDArray[np.unsignedinteger[Any]]]
 """Two arrays of equal length: the numbers or indexes of documents, and their keys."""
@@ -169,7 +168,7 @@ def band_keys(minima: NDArray[np.uint32]) -> NDArray[np.uint64]:
     """Return one key per document and band, from the minimum hashes [BANDS x ROWS, documents]: [documents, BANDS]."""
     keys = np.tile(np.arange(BANDS, dtype=np.uint64)[:, None], minima.shape[1])
     for row in minima.reshape(BANDS, ROWS, -1).transpose(1, 0, 2):
-        keys = (keys + row) * _KEY_MULTIPLIER
+        keys = (keys + row) * MULTIPLIER
     return keys.T
 
 

@@ -95,10 +95,29 @@ def inspection_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
 
 
-def list_duplicates(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield each document that deduplication dropped, with the document that was kept; the keys are those of `--json`.
+def duplicate_lines(folder: Path) -> Iterator[str]:
+    """Yield a line for each listed duplicate, and the number of other duplicates."""
+    unlisted = total = count_duplicates(folder)
+    for one in list_duplicates(folder):
+        yield f"{one['file']} row {one['row']}: {one['reason']} of {one['kept_file']} row {one['kept_row']}"
+        unlisted -= 1
+    if not total:
+        yield f"{folder}: deduplication dropped no documents"
+    elif unlisted:
+        yield f"{unlisted:,} more duplicates are only counted"
 
-    Raises InputError if a file of the store is invalid.
+
+def count_duplicates(folder: Path) -> int:
+    """Return the number of documents that deduplication dropped."""
+    dropped = (split.manifest["rows"]["dropped"] for split in TokenStore.open(folder).splits.values())
+    return sum(count for rows in dropped for reason, count in rows.items() if reason.startswith("duplicate ("))
+
+
+def list_duplicates(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield each listed document that deduplication dropped, with the kept document; the keys are those of `--json`.
+
+    A task's list has a maximum size, so some duplicates are only counted. Raises InputError if a file of the store is
+    invalid.
     """
     store = TokenStore.open(folder)
     with translate_damage_errors(folder):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyllama.errors import InputError
+from tinyllama.recipe.loading import suggest
 
 _PART_CHARACTERS = 512
 
@@ -28,8 +29,9 @@ def check_languages(languages: Sequence[str], place: str) -> None:
     """Raise InputError if py3langid does not know a language code."""
     for language in languages:
         if language not in identifier().labels:
-            known = ", ".join(sorted(identifier().labels))
-            raise InputError(f"{place}: unknown language {language!r}; use codes of py3langid: {known}")
+            hint = suggest(language, identifier().labels)
+            remedy = hint if hint.startswith("did you mean") else "give an ISO 639-1 code such as en, de or zh"
+            raise InputError(f"{place}: unknown language {language!r}; {remedy}")
 
 
 def excerpt(text: str) -> str:

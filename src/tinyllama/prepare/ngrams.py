@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from tinyllama.prepare.words import words_in_parts
 
 _DIGITS = re.compile(r"\d+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number, so that the product modulo 2^64 loses no information."""
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Factor of hashes of sequences: 2^64 / golden ratio, as in Fibonacci hashing. It is odd, so that the product modulo
+2^64 loses no information."""
 _MAX_CACHED_WORDS, _MAX_CACHED_CHARACTERS = 1 << 18, 100
 
 
@@ -28,7 +29,7 @@ def hashed_ngrams(text: str, length_words: int) -> Iterator[NDArray[np.uint64]]:
         count = max(0, len(hashes) - length_words + 1)
         ngrams = np.zeros(count, np.uint64)
         for place in range(length_words if count else 0):
-            ngrams *= _MULTIPLIER
+            ngrams *= MULTIPLIER
             ngrams += hashes[place : place + count]
         yield ngrams
         preceding = hashes[count:]

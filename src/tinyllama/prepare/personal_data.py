@@ -1,4 +1,4 @@
-"""Masking of personal data in text: e-mail addresses and public IP addresses, as in FineWeb.
+"""Masking of personal data in text: e-mail addresses and public IPv4 addresses, as in FineWeb.
 
 The patterns and the replacements are those of datatrove's PIIFormatter. datatrove continues its cycle of replacements
 from document to document, and searches an e-mail address in quadratic time in text without spaces. Here, the cycle
@@ -41,5 +41,5 @@ def mask_ip_addresses(text: str) -> str:
     return str(replacer.regex.sub(replace, text))
 
 
-MASKS = {"e-mail addresses masked": mask_emails, "public IP addresses masked": mask_ip_addresses}
+MASKS = {"e-mail addresses masked": mask_emails, "public IPv4 addresses masked": mask_ip_addresses}
 """Masking functions by the reason that the store's manifest counts."""

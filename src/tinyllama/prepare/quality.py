@@ -20,15 +20,17 @@ from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION, split_in
 from datatrove.utils.word_tokenizers import WordTokenizer, load_tokenizer_assignments, load_word_tokenizer
 from numpy.typing import NDArray
 
+from tinyllama.prepare.ngrams import MULTIPLIER
 from tinyllama.recipe import Cleaning
 
 _UNSPACED = {"BurmeseTokenizer", "KhmerTokenizer", "LaoTokenizer", "ThaiTokenizer", "TibetanTokenizer", "ja", "zh"}
 """datatrove's splitters, and the languages of spaCy's splitters, for text without spaces between words."""
+_SPACED = {"ms", "msa", "tl"}
+"""Malay, to which datatrove assigns the splitter of Thai, and Tagalog, which it knows as fil and tgl only."""
 _MAX_CHARACTERS = 5_000_000
 """Maximum document length for filters, in characters; a filter's list of words takes up to 120 bytes per character."""
 _MAX_VOCABULARY = 500_000
 """Number of words after which the vocabulary of the shortcuts is cleared, between two documents."""
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, as in Fibonacci hashing
 _LETTER = r"[^\W\d_]"
 # Punctuation within a word does not split it: x_y, 3.14, f(x). As in spaCy, there are exceptions: a contraction, "..",
 # one sign between two letters (and/or, well-known), and a full stop between two sentences without a space.
@@ -77,6 +79,8 @@ def word_tokenizer(language: str) -> WordTokenizer:
 
     Raises ValueError if the code is unknown, ImportError if the splitter needs a package that is not installed.
     """
+    if language in _SPACED:
+        return _RegexTokenizer()
     assignments = load_tokenizer_assignments()
     # By default, datatrove splits the text of `zh` as Latin letters.
     code = next((code for code in (f"{language}_Hani", language) if code in assignments), None)
@@ -169,7 +173,11 @@ def _fineweb_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
 
 
 class _Vocabulary(dict[str, int]):
-    """Code of each word: a number, the length in characters, whether it has a letter, and whether it is no symbol."""
+    """Code of each word.
+
+    It has a number, the length in characters, whether the word contains a letter, and whether it contains a character
+    other than punctuation.
+    """
 
     def __missing__(self, word: str) -> int:
         has_letter, is_word = any(map(str.isalpha, word)), not PUNCTUATION_SET.issuperset(word)
@@ -204,7 +212,7 @@ def _repeated_ngrams(rules: Any, text: str, words: list[str], codes: NDArray[np.
     ends = np.concatenate([[0], np.cumsum(lengths)])
     top_limits, limits = dict(rules.top_n_grams), dict(rules.dup_n_grams)
     for n in range(2, min(max(limits), len(words)) + 1):
-        keys = keys[:-1] * _MULTIPLIER + codes[n - 1 :]
+        keys = keys[:-1] * MULTIPLIER + codes[n - 1 :]
         characters = ends[n:] - ends[:-n] + n - 1
         # No n-gram occurs more often than the most frequent shorter n-gram.
         if n not in limits and max_count * characters.max() / len(text) <= top_limits[n]:

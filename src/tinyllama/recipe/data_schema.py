@@ -10,6 +10,7 @@ from tinyllama.recipe.loading import (
     Count,
     Fraction,
     NonNegative,
+    OneOrMore,
     RecipeModel,
     Separator,
     SourceName,
@@ -63,7 +64,7 @@ class Cleaning(RecipeModel):
     """Codes of the languages to keep, as py3langid identifies them: `[en, de]`; if empty, all languages."""
     min_language_probability: Fraction = 0.65
     """Minimum probability of the identified language (0.65 in FineWeb)."""
-    filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
+    filters: Annotated[tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...], OneOrMore] = ()
     """Quality filters, applied in this order with the thresholds of their papers; `c4` also removes lines from
     documents."""
     c4_terminal_punctuation: bool = True
@@ -77,7 +78,8 @@ class Cleaning(RecipeModel):
     decontamination_words: Count = 13
     """Length of the shared word sequence in words (13 in Brown et al. 2020, appendix C)."""
     mask_personal_data: bool = False
-    """Replace e-mail addresses and public IP addresses by addresses that are nobody's, as in FineWeb."""
+    """Replace e-mail addresses by reserved example addresses, and public IPv4 addresses by a few fixed addresses, as in
+    FineWeb."""
     language: str = "en"
     """ISO 639-1 code of the language whose rules split text into words; by default the first of `languages` or `en`."""
 

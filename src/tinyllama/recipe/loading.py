@@ -338,7 +338,9 @@ Separator = Annotated[
     str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
 ]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+OneOrMore = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+"""Validator of a list that accepts a string in place of a list of one string."""
+Strings = Annotated[tuple[str, ...], OneOrMore]
 TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
 TokenCountOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
