@@ -36,7 +36,7 @@ def check_cuts(name: str, texts: list[str]) -> int:
 
 @every_byte_level
 def test_short_texts_are_split_alike(name: str) -> None:
-    assert check_cuts(name, ["".join(text) for text in product("al1='  \n\t"[:6] + "\n\t", repeat=4)]) > 5000
+    assert check_cuts(name, ["".join(text) for text in product("al1=' \n\t", repeat=4)]) > 5000
 
 
 @every_byte_level

@@ -41,7 +41,7 @@ def is_cut(text: str, place: int) -> bool:
 def _class_of(character: str) -> str:
     """Return L (letter), N (number), Z (white space), O (other), or nothing if a cut there may not be exact.
 
-    Combining marks are excluded because a normalizer can move them.
+    A normalizer can move combining marks. The class of an unassigned character depends on the version of Unicode.
     """
     category = unicodedata.category(character)
     if category == UNASSIGNED or unicodedata.combining(character):

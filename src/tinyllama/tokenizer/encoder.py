@@ -143,10 +143,12 @@ class Encoder:
         return self._is_llama_style or is_cut(window, place)
 
     def _last_cut(self, window: str) -> int:
-        """Return the last place where a window may end, or 0."""
+        """Return the last place where a window may end so that the overlap before it is plain, or 0."""
         last = len(window) - self._longest_added
-        places = range(last, max(0, last - _SEARCHED), -1)
-        return next((place for place in places if self._is_cut(window, place)), 0)
+        for place in range(last, max(0, last - _SEARCHED), -1):
+            if self._is_cut(window, place) and self._is_plain(window, max(1, place - self._overlap), place):
+                return place
+        return 0
 
     def _find_start(self, window: str, end: int, ids: TokenIds) -> int:
         """Return the place in a window where the next window starts, which is the start of a token, or 0."""
