@@ -3,10 +3,12 @@
 import multiprocessing
 import random
 import re
+import resource
 import string
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,9 @@ ALPHABETS = {
     "spaces": " \n",
     "digits": string.digits,
     "dashes": "-",
+    "one space": " ",
+    "one newline": "\n",
+    "words": ["a1", "= ", "b ", ".\n", "- ", "\n  ", "42", "it's", "a\u0316\u0301"],
 }
 
 
@@ -167,8 +172,14 @@ def test_long_texts_have_the_ids_of_the_library(name: str, kind: str) -> None:
     assert ids_of(with_small_windows(name), text) == reference_of(name)(text)
 
 
-@pytest.mark.parametrize("name", [SENTENCEPIECE[-1], "qwen2"])
-@pytest.mark.parametrize("kind", ["one letter", "DNA", "Chinese", "base64", "binary"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *product([SENTENCEPIECE[-1], "qwen2"], ["one letter", "DNA", "Chinese", "base64", "binary"]),
+        *product(["llama3"], ["digits", "dashes", "spaces", "one space"]),
+        *product(["smollm", "gpt2"], ["digits"]),
+    ],
+)
 def test_long_text_is_encoded_in_windows(name: str, kind: str) -> None:
     encoder, text = tokenizer_of(name)._encoder, long_text(kind, 2_200_000)
     assert encoder is not None
@@ -205,6 +216,23 @@ def test_endless_vocabulary_needs_bounded_memory() -> None:
         letters[:, 0] = 32
         tokenizer.encode_array(letters.tobytes())
         assert resident_memory_bytes() < before + 600_000_000
+
+
+@pytest.mark.long
+@every_encoder
+@pytest.mark.parametrize("kind", ["one letter", "digits", "dashes", "one newline", "one space", "words"])
+def test_long_document_needs_bounded_memory(name: str, kind: str) -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(growth_of_memory, (name, long_text(kind, 500_000) * 40)) < 300_000_000
+
+
+def growth_of_memory(name: str, text: str) -> int:
+    """Return by how many bytes the peak memory of this process grows while it encodes a text."""
+    tokenizer_of(name).start_encoder()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in tokenizer_of(name).encode_parts(text):
+        pass
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_texts_are_read_one_at_a_time() -> None:

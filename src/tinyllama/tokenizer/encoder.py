@@ -30,6 +30,7 @@ from tinyllama.tokenizer.conversion import (
     pre_tokenizer_steps,
     token_bytes,
 )
+from tinyllama.tokenizer.cuts import UNASSIGNED, is_cut
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -50,10 +51,8 @@ KNOWN_STEPS = (
         for digits in ("{1,3}", "")  # Llama 3, Qwen 2
     ),
 )
-"""Pre-tokenizers whose pretokens after a run of letters are the same if the text starts inside this run."""
+"""Pre-tokenizers whose pretokens stay the same if a text is cut at a place that `is_cut` accepts."""
 _SEPARATOR = b"\xff"  # never occurs in UTF-8
-_UNASSIGNED = "Cn"
-"""Category of characters that Python's version of Unicode lacks; other versions may have digits or marks there."""
 
 WINDOW = 1 << 20
 """Size of a window, without the overlap, in characters of a `str` or in bytes."""
@@ -140,17 +139,16 @@ class Encoder:
                 rest, overlap, before = window[start:], window[start:end], ids
 
     def _is_cut(self, window: str, place: int) -> bool:
-        """Return whether a window may start or end at a place: anywhere, or between letters with a pre-tokenizer.
-
-        A pre-tokenizer would split the text after the place differently if a window started inside a number.
-        """
-        return self._is_llama_style or (place < len(window) and window[place - 1 : place + 1].isalpha())
+        """Return whether a window may start or end at a place: anywhere without a pre-tokenizer."""
+        return self._is_llama_style or is_cut(window, place)
 
     def _last_cut(self, window: str) -> int:
-        """Return the last place where a window may end, or 0."""
+        """Return the last place where a window may end so that the overlap before it is plain, or 0."""
         last = len(window) - self._longest_added
-        places = range(last, max(0, last - _SEARCHED), -1)
-        return next((place for place in places if self._is_cut(window, place)), 0)
+        for place in range(last, max(0, last - _SEARCHED), -1):
+            if self._is_cut(window, place) and self._is_plain(window, max(1, place - self._overlap), place):
+                return place
+        return 0
 
     def _find_start(self, window: str, end: int, ids: TokenIds) -> int:
         """Return the place in a window where the next window starts, which is the start of a token, or 0."""
@@ -209,7 +207,7 @@ class Encoder:
         return (
             self._normalizer is None
             or text.isascii()
-            or (unicodedata.is_normalized("NFC", text) and _UNASSIGNED not in map(unicodedata.category, set(text)))
+            or (unicodedata.is_normalized("NFC", text) and UNASSIGNED not in map(unicodedata.category, set(text)))
         )
 
     def _encode_with_digits(self, text: str) -> TokenIds:
@@ -217,7 +215,7 @@ class Encoder:
         from gigatoken import BytesSource  # noqa: PLC0415
 
         categories = {character: unicodedata.category(character) for character in set(text)}
-        if _UNASSIGNED in categories.values():
+        if UNASSIGNED in categories.values():
             return np.array(self._encode_exactly(text), np.uint32)
         data = text.encode()
         for character, category in categories.items():
