@@ -30,12 +30,17 @@ def test_email_addresses_are_replaced_in_a_cycle(text: str, expected: str) -> No
 
 
 def test_public_ip_addresses_are_replaced_and_others_kept() -> None:
-    text = "8.8.8.8 and 1.1.1.1; 192.168.0.1, 10.1.2.3, 127.0.0.1, 169.254.1.1, 999.1.1.1.1"
-    expected = "22.214.171.124 and 126.96.36.199; 192.168.0.1, 10.1.2.3, 127.0.0.1, 169.254.1.1, 9"
-    assert mask_ip_addresses(text).startswith(expected)
+    text = "8.8.8.8 and 1.1.1.1; 192.168.0.1, 10.1.2.3, 127.0.0.1, 169.254.1.1"
+    expected = "22.214.171.124 and 126.96.36.199; 192.168.0.1, 10.1.2.3, 127.0.0.1, 169.254.1.1"
+    assert mask_ip_addresses(text) == expected
 
 
-@given(st.lists(st.sampled_from(["a", "B9", ".", "-", "@", " ", "b.org", "8.8.8.8", "10.0.0.1", "é", "_", "\n"])))
+@pytest.mark.parametrize("text", ["v1.2.3.4", "version1.2.3.4", "999.8.8.8.8 1.300.8.8.8.8"])
+def test_numbers_of_versions_are_kept(text: str) -> None:
+    assert mask_ip_addresses(text) == text
+
+
+@given(st.lists(st.sampled_from(["a", "B9", ".", "-", "@", " ", "b.org", " 8.8.8.8", " 10.0.0.1", "é", "_", "\n"])))
 def test_the_first_document_is_masked_as_datatrove_does(parts: list[str]) -> None:
     text = "".join(parts)
     assert mask_ip_addresses(mask_emails(text)) == PIIFormatter().format(text)

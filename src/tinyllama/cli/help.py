@@ -113,7 +113,7 @@ def recipe_fields(part: RecipeModel, prefix: str = "") -> Iterator[tuple[str, An
             for key, member in members.items():
                 yield from recipe_fields(member, f"{prefix}{name}.{key}.")
         else:
-            plain = part.model_dump(mode="json", include={name})[name]
+            plain = part.model_dump(mode="json", include={name}).get(name)  # null for the excluded `preset`
             yield prefix + name, plain, " ".join((info.description or "").split())
 
 
