@@ -156,7 +156,8 @@ ALPHABETS = {
     "dashes": "-",
     "one space": " ",
     "one newline": "\n",
-    "words": ["a1", "= ", "b ", ".\n", "- ", "\n  ", "42", "it's", "a\u0316\u0301"],
+    "words": ["a1", "= ", "b ", ".\n", "- ", "\n  ", "42", "it's"],
+    "decomposed": ["a\u0316\u0301", "1\u0301", "=\u0338", " "],
 }
 
 
