@@ -180,7 +180,7 @@ class Slurm(RecipeModel):
     time: Annotated[str, Field(pattern=r"^[\d:-]+$")] = "24:00:00"
     """Time limit of one task."""
     memory_gigabytes: Count = 4
-    """Memory of one task; a worker needs less than one gigabyte."""
+    """Memory of one task; a worker needs less than one gigabyte if gigatoken supports the tokenizer."""
     arguments: dict[SlurmOption, Annotated[str, Field(pattern=r"^\S*$")]] = Field(default={})
     """Other options of sbatch, without dashes; options that run commands or write files are not allowed."""
 

@@ -30,7 +30,7 @@ from tinyllama.tokenizer.conversion import (
     pre_tokenizer_steps,
     token_bytes,
 )
-from tinyllama.tokenizer.cuts import UNASSIGNED, is_cut
+from tinyllama.tokenizer.cuts import UNASSIGNED, Cuts
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -51,7 +51,7 @@ KNOWN_STEPS = (
         for digits in ("{1,3}", "")  # Llama 3, Qwen 2
     ),
 )
-"""Pre-tokenizers whose pretokens stay the same if a text is cut at a place that `is_cut` accepts."""
+"""Pre-tokenizers whose pretokens stay the same if a text is cut at a place of `Cuts`."""
 _SEPARATOR = b"\xff"  # never occurs in UTF-8
 
 WINDOW = 1 << 20
@@ -138,26 +138,22 @@ class Encoder:
             else:
                 rest, overlap, before = window[start:], window[start:end], ids
 
-    def _is_cut(self, window: str, place: int) -> bool:
-        """Return whether a window may start or end at a place: anywhere without a pre-tokenizer."""
-        return self._is_llama_style or is_cut(window, place)
-
     def _last_cut(self, window: str) -> int:
         """Return the last place where a window may end so that the overlap before it is plain, or 0."""
-        last = len(window) - self._longest_added
+        last, cuts = len(window) - self._longest_added, Cuts(window)
         for place in range(last, max(0, last - _SEARCHED), -1):
-            if self._is_cut(window, place) and self._is_plain(window, max(1, place - self._overlap), place):
+            if (self._is_llama_style or place in cuts) and self._is_plain(window, max(1, place - self._overlap), place):
                 return place
         return 0
 
     def _find_start(self, window: str, end: int, ids: TokenIds) -> int:
         """Return the place in a window where the next window starts, which is the start of a token, or 0."""
-        last = end - self._overlap
+        last, cuts = end - self._overlap, Cuts(window)
         distance = len(window[max(0, last) : end].encode())
         near_end = ids[-distance - 4 * _SEARCHED :]
         distances = set(np.cumsum(self._lengths[near_end[::-1]]).tolist())
         for place in range(last, max(0, last - _SEARCHED), -1):
-            if distance in distances and self._is_cut(window, place):
+            if distance in distances and (self._is_llama_style or place in cuts):
                 return place if self._is_plain(window, place, end) else 0
             distance += len(window[place - 1].encode())
         return 0
