@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from huggingface_hub import constants
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError, first_line, run_and_get_exit_status
@@ -187,6 +186,8 @@ def read_offline(task: str, with_examples: bool) -> dict[str, "Dataset"]:
 
 def _read_docs(folder: Path) -> Iterator[Item]:
     """Yield each item's `doc` once, in the hub's order; the file has one request per choice of an item."""
+    import orjson  # noqa: PLC0415 - training imports this module on machines without orjson
+
     last = -1
     with gzip.open(folder / "requests.jsonl.gz") as lines:
         for line in lines:
