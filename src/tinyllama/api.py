@@ -193,11 +193,15 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     or an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
     RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
-    from tinyllama.evaluate.evaluation import load_evaluator
     from tinyllama.preflight import check_training
-    from tinyllama.train.loop import train
+    from tinyllama.train.loop import LoadEvaluator, train
 
     _require_recipe(recipe, "train_model")
+    load_evaluator: LoadEvaluator | None = None
+    if recipe.train.evaluate_every_steps:  # otherwise, training does not need the packages of the evaluation
+        from tinyllama.evaluate import evaluation
+
+        load_evaluator = evaluation.load_evaluator
     warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
         echo(warning, to_stderr=True)

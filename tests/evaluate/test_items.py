@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -79,10 +80,16 @@ def test_package_with_another_hash_is_refused(empty_cache: Path, wheel: Path) ->
 
 
 def test_python_with_neither_pip_nor_uv_is_a_reason(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.setattr(sys, "path", [])
     monkeypatch.setenv("PATH", "")
     assert "uv" in items._download_items()
     assert items.package_folder() is None
+
+
+def test_search_for_pip_does_not_break_setuptools() -> None:
+    """A process that downloads the items may then compile the model, and torch.compile imports setuptools."""
+    program = "from tinyllama.evaluate import items; items._pip(); import setuptools"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_damaged_items_are_an_error(installed: Path, empty_cache: Path) -> None:

