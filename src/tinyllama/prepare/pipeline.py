@@ -243,7 +243,8 @@ def settings_diff(
     The tokenizer's settings are compared only if `tokenizer` is given.
     """
     wanted = store_settings(recipe, tokenizer) if tokenizer is not None else _recipe_settings(recipe)
-    found = differences({key: manifest[key] for key in wanted if key in manifest}, wanted)
+    optional = {"comparison_version", "block_lists"} - manifest.keys()
+    found = differences({key: manifest[key] for key in wanted if key not in optional}, wanted)
     return [(name, values) for name, values in found if not _RESULTS.match(name)]
 
 
