@@ -207,7 +207,7 @@ def _stop_signal_handlers(
 
 
 def user_cache_folder() -> Path:
-    """Return the folder of this user's caches, below XDG_CACHE_HOME; raises RuntimeError if the user has no home."""
+    """Return the folder of this user's caches, below XDG_CACHE_HOME. Raises RuntimeError if the user has no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "tinyllama"
 
 

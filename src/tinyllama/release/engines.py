@@ -248,10 +248,8 @@ def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
     model = ctranslate2.Generator(path)
     config = json.loads((Path(path) / "config.json").read_text())
 
-    vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
-
     def tokens(ids: list[int]) -> list[str]:
-        return [vocabulary[number] for number in ids]
+        return [tokenizer.id_to_token(number) for number in ids]
 
     continuations = []
     for entry in reference["continuations"]:

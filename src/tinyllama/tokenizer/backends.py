@@ -84,7 +84,6 @@ class SentencePieceBackend:
             "rules": normalizer.precompiled_charsmap.hex(),
         }
         self.is_llama_style = self.normalizer == LLAMA_NORMALIZER and trainer.byte_fallback
-        self.text_tokens = [token.text for token in self.tokens if token.type not in ("special", "byte")]
         self.vocab_size = len(self.tokens)
         self.bos_id, self.eos_id, self.unk_id = (
             None if number < 0 else number for number in (processor.bos_id(), processor.eos_id(), processor.unk_id())
@@ -116,7 +115,7 @@ class SentencePieceBackend:
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
         converted = HuggingFaceBackend(self.name, self.document, settings)
-        for text in edge_case_texts(self.text_tokens):
+        for text in edge_case_texts([token.text for token in self.tokens if token.type not in ("special", "byte")]):
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
