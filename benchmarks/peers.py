@@ -43,8 +43,8 @@ def make_peer(work: Path, name: str) -> Path:
         else:
             constraints = work / "peers" / "constraints.txt"
             constraints.write_text(f"{torch}\n")
-            own_torch = () if name in WITHOUT_TORCH else (torch,)
-            pip(python, "install", "-c", constraints, *own_torch, *PEERS[name])
+            required = PEERS[name] if name in WITHOUT_TORCH else (torch, *PEERS[name])
+            pip(python, "install", "-c", constraints, *required)
         ready.write_text(wanted)
     return python
 

@@ -40,7 +40,7 @@ VOCABULARIES = {"llama": "Llama-style vocabulary", "bytes": "byte-level vocabula
 
 
 def main() -> None:
-    """Print a table for code and a table for prose."""
+    """Print a table for each vocabulary and kind of text."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--tokenizer", help="a tokenizer.model, or a folder that has one (default: train one)")
     parser.add_argument(

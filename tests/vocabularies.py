@@ -143,7 +143,7 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 @cache
 def with_small_windows(name: str) -> Tokenizer:
-    """A tokenizer that encodes all texts of more than 80 bytes in windows."""
+    """Return a tokenizer that encodes all texts of more than 80 bytes in windows."""
     tokenizer, document = Tokenizer(backend_of(name)), supported_document(backend_of(name))
     assert document is not None
     tokenizer._encoder = Encoder(document, backend_of(name), window=80, overlap=60)
@@ -152,7 +152,7 @@ def with_small_windows(name: str) -> Tokenizer:
 
 @cache
 def reference_of(name: str) -> Callable[[str], list[int]]:
-    """The encoding of SentencePiece itself, or of `tokenizers` itself."""
+    """Return the encoding function of SentencePiece itself, or of `tokenizers` itself."""
     if name in BYTE_LEVEL:
         theirs = tokenizers_reference(byte_level_document(name))
         return lambda text: list(theirs.encode(text).ids)

@@ -1,21 +1,23 @@
 """`make fuzz` reaches the code that a test calls, and reports a failure."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.conftest import cannot_run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_fuzzer_tries_many_inputs_and_keeps_a_crash(tmp_path: Path) -> None:
+    if find_spec("atheris") is None:
+        cannot_run("needs atheris")
     target = "failing.test_fails_at_the_fiftieth_example"
     command = [sys.executable, "-m", "tests.fuzz.fuzz", target, "60"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -161,9 +161,9 @@ ALPHABETS = {
 }
 
 
-def long_text(kind: str, num_characters: int) -> str:
-    """Return a text with few places or none where it could be split without context."""
-    return "".join(random.Random(4).choices(ALPHABETS[kind], k=num_characters))
+def long_text(kind: str, count: int) -> str:
+    """Return a text of `count` random members of an alphabet."""
+    return "".join(random.Random(4).choices(ALPHABETS[kind], k=count))
 
 
 @every_encoder
@@ -204,7 +204,7 @@ def test_long_text_needs_little_more_memory_than_its_ids() -> None:
 def test_parts_of_a_document_are_small() -> None:
     text = "".join(python_sources(20)) * 4
     parts = list(from_model("small").encode_parts(text))
-    assert max(map(len, parts)) < 1_100_000
+    assert max(map(len, parts)) < 0.6 * sum(map(len, parts))
     assert np.concatenate(parts).tolist() == [1, *reference("small").encode(text), 2]
 
 

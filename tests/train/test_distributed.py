@@ -74,12 +74,12 @@ def test_any_number_of_ranks_reads_the_same_sequences_to_the_same_loss(
     assert len(losses) == STEPS
     assert losses == pytest.approx(metric_by_step(runs, single), rel=tolerance)
     assert losses[-1] < losses[0] - 1
-    # AdamW almost hides a wrong scale of the gradient; the norm before clipping shows it.
     columns = [
-        f"validation_{metric}{name}" for metric in ("loss", "bits_per_byte") for name in ("", "/modules", "/lines")
+        f"validation_{metric}{source}" for metric in ("loss", "bits_per_byte") for source in ("", "/modules", "/lines")
     ]
     found, expected = ([*RunDir(runs / "runs" / run).metrics()][-1] for run in (name, single))
     assert [found[key] for key in columns] == pytest.approx([expected[key] for key in columns], rel=tolerance)
+    # AdamW almost hides a wrong scale of the gradient; the norm before clipping shows it.
     norms = metric_by_step(runs, name, "gradient_norm")
     assert norms == pytest.approx(metric_by_step(runs, single, "gradient_norm"), rel=20 * tolerance)
 

