@@ -240,7 +240,7 @@ def _metric_charts(run: RunData) -> Iterator[Chart]:
 
 
 def _source_chart(run: RunData, unit: Unit) -> Chart:
-    """Return the chart of the validations by source, with the sources of the largest weights."""
+    """Return the chart of the validations by source, of the _MAX_SOURCES sources with the largest weights."""
     weights = {name: source.weight for name, source in run.recipe.data.sources.items()}
     sources = sorted(run.metrics.sources, key=lambda name: -weights.get(name, 0))
     curves = [(name, run.metrics.curves[f"validation_bits_per_byte/{name}"]) for name in sources[:_MAX_SOURCES]]
