@@ -131,7 +131,7 @@ def dropped_documents(folder: Path, texts: list[str]) -> list[int]:
             Document(text, str(row), metadata={"input": 0, "row": row})
             for row, text in enumerate(texts[task * size : (task + 1) * size])
         )
-        write_keys(folder, ["minhash"] * TASKS, "minhash", own, task)
+        write_keys(folder, "minhash", own, task)
     for rank in range(KEY_RANGES):
         find_equal_keys(folder, TASKS, iter(()), rank)
     find_clusters(folder, TASKS, iter(()), 0)

@@ -79,17 +79,16 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     """
     tokenizer, store = load_tokenizer(recipe), open_store(recipe)
     warnings = check_recipe(recipe, tokenizer)
+    tasks = recipe.train.evaluated_tasks  # `train` loads their items before it writes anything
     if recipe.has_milestones:
-        from tinyllama.evaluate.evaluation import check_tasks
         from tinyllama.release.formats import check_format_libraries
 
         check_format_libraries(recipe.release.formats)
-        if recipe.release.tasks:
-            check_tasks(recipe.release.tasks)
-    if recipe.train.evaluated_tasks:
+        tasks += recipe.release.tasks
+    if tasks:
         from tinyllama.evaluate.evaluation import check_tasks
 
-        check_tasks(recipe.train.evaluated_tasks)  # `train` loads their items before it writes anything
+        check_tasks(tasks)
     recipe.train.sequences_per_rank(ranks)
     return [*warnings, *recipe_warnings(recipe, ranks, store)]
 

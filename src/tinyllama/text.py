@@ -3,6 +3,7 @@
 Long documents remain bytes, because one emoji makes a Python string use four bytes per character.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 Bytes = bytes | bytearray | memoryview
@@ -32,6 +33,14 @@ def iter_utf8_chunks(text: TextLike, size: int = _CHUNK_SIZE) -> Iterator[bytes]
         end = _chunk_end(text, start, size)
         yield bytes(text[start:end])
         start = end
+
+
+def hash_text(text: TextLike) -> bytes:
+    """Return the 64-bit BLAKE2b hash of a text's UTF-8 bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for chunk in iter_utf8_chunks(text):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def to_str(text: TextLike) -> str:

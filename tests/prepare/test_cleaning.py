@@ -77,9 +77,9 @@ def test_a_document_too_long_for_filters_is_dropped(tmp_path: Path, monkeypatch:
 
 def test_filters_precede_deduplication_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_tasks(monkeypatch)
-    asked = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
+    cleanings = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
     item = f"{prose(1)}\n{ITEM}."
-    kept, dropped = run_in_every_way(tmp_path, asked, [("web", [ITEM, ITEM, item]), ("web", [item, prose(2)])])
+    kept, dropped = run_in_every_way(tmp_path, cleanings, [("web", [ITEM, ITEM, item]), ("web", [item, prose(2)])])
     assert kept == [[], [prose(2)]]
     assert dropped.reasons == {
         "0:0": "gopher_quality: gopher_short_doc",
@@ -97,7 +97,7 @@ def test_a_filter_never_drops_the_kept_copy_of_a_near_duplicate(tmp_path: Path) 
     assert dropped.reasons == {"0:0": "c4: lorem_ipsum", "1:0": "duplicate (minhash)", "1:1": "c4: curly_bracket"}
 
 
-def test_duplicates_are_searched_in_the_text_that_c4_leaves(tmp_path: Path) -> None:
+def test_duplicates_are_searched_in_the_text_that_c4_keeps(tmp_path: Path) -> None:
     texts = [f"{prose(1)}\nNo end", f"{prose(1)}\nAnother line"]
     kept, _ = run(tmp_path, {"web": EXACT | {"filters": ["c4"]}}, [("web", texts)])
     assert kept == [[prose(1)]]
@@ -107,7 +107,7 @@ def test_duplicates_are_searched_in_the_text_that_c4_leaves(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("asked", "reasons"),
+    ("clean", "reasons"),
     [
         ({"languages": "en"}, ["de", "fr", "de"]),
         ({"languages": ["en", "de"]}, ["fr"]),
@@ -118,12 +118,12 @@ def test_duplicates_are_searched_in_the_text_that_c4_leaves(tmp_path: Path) -> N
     ],
     ids=["english", "two", "probability"],
 )
-def test_languages_are_identified(tmp_path: Path, asked: dict[str, Any], reasons: list[str]) -> None:
+def test_languages_are_identified(tmp_path: Path, clean: dict[str, Any], reasons: list[str]) -> None:
     german = "Der Hund schläft unter dem Baum, weil es heute sehr warm ist. "
     french = "Le chien dort sous l'arbre parce qu'il fait très chaud aujourd'hui. "
     english = "The dog sleeps under the tree, because it is very warm today. "
     texts = [english * 20, german * 20, french * 20, english + german]
-    _, dropped = run(tmp_path, {"web": asked}, [("web", texts)])
+    _, dropped = run(tmp_path, {"web": clean}, [("web", texts)])
     assert list(dropped.reasons.values()) == [f"languages: {reason}" for reason in reasons]
 
 
@@ -140,7 +140,7 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "asked", "message"),
+    ("missing", "clean", "message"),
     [
         ("py3langid", {"languages": "en"}, r"web\.clean: needs py3langid; pip install 'tinyllama\[clean\]'"),
         ("regex", {"filters": ["c4"]}, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
@@ -160,11 +160,11 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
     ],
 )
 def test_missing_packages_and_rules_are_refused_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, asked: dict[str, Any], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, clean: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(cleaning, "find_spec", lambda name: None if name == missing else find_spec(name))
     with pytest.raises(InputError, match=message) as error:
-        run(tmp_path, {"web": asked}, [("web", [])])
+        run(tmp_path, {"web": clean}, [("web", [])])
     assert "\n" not in str(error.value)
 
 

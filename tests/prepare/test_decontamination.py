@@ -23,13 +23,13 @@ def test_documents_with_an_evaluation_item_are_dropped(tmp_path: Path, monkeypat
         ("plain", [ITEM]),
         ("web", [f"{prose(5)} {part}", f"{prose(6)} {tasks['herons'][2]}", f"{prose(7)} {tasks['others'][0]}"]),
     ]
-    asked: dict[str, Any] = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
-    kept, dropped = run_in_every_way(tmp_path, asked, rows)
+    cleanings: dict[str, Any] = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
+    kept, dropped = run_in_every_way(tmp_path, cleanings, rows)
     assert kept == [[rows[0][1][0], rows[0][1][2]], [ITEM], rows[2][1][1:]]
     assert dropped.reasons == dict.fromkeys(["0:1", "2:0"], "contaminated: herons, twins")
     assert dropped.contaminated["0:1"] == {"herons": [0], "twins": [0, 2]}
     assert overlap(
-        read_index(tmp_path / "once/decontamination", Cleaning(**asked["web"])), dropped.contaminated.values()
+        read_index(tmp_path / "once/decontamination", Cleaning(**cleanings["web"])), dropped.contaminated.values()
     ) == {
         "herons": {"items": 3, "too_short": 1, "found": 1, "documents": 2},
         "twins": {"items": 3, "too_short": 0, "found": 2, "documents": 2},
@@ -39,14 +39,14 @@ def test_documents_with_an_evaluation_item_are_dropped(tmp_path: Path, monkeypat
 def test_each_source_has_its_own_tasks_and_ngram_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = use_small_tasks(monkeypatch)
     texts = [" ".join(ITEM.split()[:8]), tasks["others"][0]]
-    asked: dict[str, dict[str, Any]] = {
+    cleanings: dict[str, dict[str, Any]] = {
         "web": {"decontaminate": ["herons"], "decontamination_words": 8},
         "books": {"decontaminate": ["others"]},
     }
-    kept, dropped = run(tmp_path, asked, [("web", texts), ("books", texts)])
+    kept, dropped = run(tmp_path, cleanings, [("web", texts), ("books", texts)])
     assert kept == [texts[1:], texts[:1]]
     assert dropped.reasons == {"0:0": "contaminated: herons", "1:1": "contaminated: others"}
-    counts = overlap(read_index(tmp_path / "decontamination", Cleaning(**asked["books"])), [])
+    counts = overlap(read_index(tmp_path / "decontamination", Cleaning(**cleanings["books"])), [])
     assert counts == {"others": {"items": 1, "too_short": 0, "found": 0, "documents": 0}}
 
 
@@ -68,8 +68,8 @@ def test_documents_match_the_items_that_share_a_sequence_of_words() -> None:
 
 def test_sources_with_the_same_tasks_share_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_tasks(monkeypatch)
-    asked: dict[str, Any] = {"decontaminate": ["herons"]}
-    cleanings = {"web": asked, "books": asked, "code": asked | {"decontamination_words": 8}}
+    clean: dict[str, Any] = {"decontaminate": ["herons"]}
+    cleanings = {"web": clean, "books": clean, "code": clean | {"decontamination_words": 8}}
     run(tmp_path, cleanings, [(name, [prose(1)]) for name in cleanings])
     assert len(list((tmp_path / "decontamination").iterdir())) == 2
 

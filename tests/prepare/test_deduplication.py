@@ -67,16 +67,16 @@ def test_missing_documents_after_the_comparison_are_an_error(tmp_path: Path) -> 
         list(step(iter([Document(prose(1), "0:0")])))
 
 
-@pytest.mark.parametrize("asked", [EXACT, MINHASH])
+@pytest.mark.parametrize("clean", [EXACT, MINHASH])
 def test_repeated_stages_replace_the_documents_of_the_first_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: dict[str, Any]
 ) -> None:
-    for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 50), ("_SEARCH_KEYS", 1 if asked == EXACT else 1000)):
+    for name, value in (("_BLOCK_KEYS", 1), ("_BATCH_NGRAMS", 50), ("_SEARCH_KEYS", 1 if clean == EXACT else 1000)):
         monkeypatch.setattr(deduplication, name, value)  # several files per task
     first = [("web", [prose(1), prose(2)]), ("web", [prose(1), prose(2)] * 4)]
     second = [("web", [prose(1), prose(3)]), ("web", [prose(4), prose(5), prose(6)])]
-    run(tmp_path / "again", {"web": asked}, first)
-    assert run(tmp_path / "again", {"web": asked}, second) == run(tmp_path / "new", {"web": asked}, second)
+    run(tmp_path / "again", {"web": clean}, first)
+    assert run(tmp_path / "again", {"web": clean}, second) == run(tmp_path / "new", {"web": clean}, second)
 
 
 def test_long_documents_have_the_same_keys_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

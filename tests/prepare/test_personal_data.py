@@ -1,4 +1,4 @@
-"""E-mail addresses and public IPv4 addresses are replaced; other text stays as it is."""
+"""E-mail addresses and public IPv4 addresses are replaced; other text is not changed."""
 
 import pytest
 from hypothesis import given

@@ -78,10 +78,9 @@ GERMAN = "Die Katze sitzt auf dem Dach und schaut in den Garten, weil dort ein V
 
 
 def test_the_web_preset_counts_planted_documents_by_reason(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The flags of the command line set the preset and change single fields of it."""
-    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
+    """The flags of the command line set the preset and change single fields of it; one task reads two files."""
     good = [f"{prose(seed)}\nAsk anna.{seed}@acme.net at 9.9.9.{seed} or 10.0.0.1 about this." for seed in range(4)]
     rows = [(text, f"https://good.example/{number}") for number, text in enumerate(good)]
     rows += [
@@ -237,7 +236,7 @@ def test_wrong_settings_are_refused_before_any_work(
     assert not Path("store").exists()
 
 
-def test_manifests_of_stores_without_new_settings_stay_the_same(small: Path) -> None:
+def test_new_settings_do_not_change_manifests_of_stores_without_them(small: Path) -> None:
     source = read_json(small / "store/manifest.json")["sources"]
     for fields in source.values():
         assert "url" not in fields

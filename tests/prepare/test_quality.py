@@ -91,7 +91,7 @@ def test_sentences_end_with_punctuation(text: str, count: int) -> None:
     assert "".join(ENGLISH.sent_tokenize(text)).strip() == (text.strip() if count else "")
 
 
-def test_languages_without_spaces_keep_their_own_splitters() -> None:
+def test_languages_without_spaces_use_the_splitters_of_datatrove() -> None:
     assert {type(word_tokenizer(language)) for language in ("de", "ko", "ms", "tl")} == {type(ENGLISH)}
     for language, package in (("th", "pythainlp"), ("zh", "spacy|jieba"), ("yue", "spacy|jieba"), ("my", "pyidaungsu")):
         with pytest.raises(ImportError, match=package):

@@ -76,8 +76,7 @@ def check_task_names(names: Sequence[str]) -> None:
     """Check that each name is a task, a group or a tag of lm-eval. Raises InputError for any other name."""
     for name in names:
         if name not in _TASK_FOLDERS and name not in (known := _full_index().task_index):
-            suggestion = suggest(name, sorted(known))
-            remedy = suggestion if suggestion.startswith("did you mean") else "`lm-eval ls tasks` lists the known tasks"
+            remedy = suggest(name, sorted(known), otherwise="`lm-eval ls tasks` lists the known tasks")
             raise InputError(f"task {name!r}: unknown to lm-eval; {remedy}")
 
 

@@ -14,13 +14,13 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
+import orjson
 from datatrove.data import Document
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write
+from tinyllama.files import atomic_write, read_json
 from tinyllama.prepare import block_lists, decontamination, deduplication, languages
 from tinyllama.prepare.block_lists import FINEWEB
 from tinyllama.prepare.files import is_remote
@@ -41,7 +41,6 @@ Check = Callable[[Document], str | None]
 """Function that returns the reason to drop a document, or None. It may change the document's text."""
 
 _REASON = "filter_reason"
-_NUMBER = "number"
 _CHANGES_TEXT = "c4"  # the only filter that changes documents
 _MAX_ROWS_WITHOUT_URL = 1000
 
@@ -62,8 +61,6 @@ def check_cleaning(recipe: Recipe) -> None:
     """
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
-        if cleaning == Cleaning():
-            continue
         _check_packages(cleaning, place)
         decontamination.check_tasks(cleaning.decontaminate, f"{place}.decontaminate")
         languages.check_languages(cleaning.languages, f"{place}.languages")
@@ -130,8 +127,7 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
     kinds = [cleanings[source].deduplicate for source in task_sources]
     for kind in sorted({kind for kind in kinds if kind}):
         folder, count = work / kind, len(kinds)
-        write_keys = partial(deduplication.write_keys, folder, kinds, kind)
-        write = partial(_write_filtered_keys, recipe, task_sources, work, kind, write_keys)
+        write = partial(_write_filtered_keys, recipe, task_sources, work, kind)
         find = partial(deduplication.find_equal_keys, folder, count)
         stages.append(CleaningStage(f"{kind}-keys", count, write))
         stages.append(CleaningStage(f"{kind}-pairs", deduplication.KEY_RANGES, find))
@@ -156,7 +152,7 @@ def cleaning_steps(
     steps = _filter_steps(cleaning, work, on_drop)
     if kind := cleaning.deduplicate:
         if steps:
-            steps = [partial(_drop_filtered, work / f"filtered/{rank:06d}.npz", on_drop)]
+            steps = [partial(_filter, "", _filtered_check(work, rank), on_drop)]
             if _CHANGES_TEXT in cleaning.filters:
                 steps += _filter_steps(cleaning, work, on_drop, only=_CHANGES_TEXT)
         steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
@@ -181,13 +177,13 @@ def _filter_steps(cleaning: Cleaning, work: Path, on_drop: DropCallback, only: s
         from tinyllama.prepare.quality import quality_check  # noqa: PLC0415 - needs the extra `clean`
 
         checks |= {name: quality_check(name, cleaning) for name in cleaning.filters}
-    return [partial(_filter, name, check, on_drop) for name, check in checks.items() if only in (None, name)]
+    return [partial(_filter, f"{name}: ", check, on_drop) for name, check in checks.items() if only in (None, name)]
 
 
-def _filter(name: str, check: Check, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
+def _filter(prefix: str, check: Check, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
     for document in documents:
         if reason := check(document):
-            _drop(document, f"{name}: {reason}", on_drop)
+            _drop(document, prefix + reason, on_drop)
         else:
             yield document
 
@@ -196,45 +192,42 @@ def _write_filtered_keys(
     recipe: Recipe,
     task_sources: Sequence[str],
     work: Path,
-    kind: str,
-    write_keys: Callable[[Iterator[Document], int], None],
+    kind: Literal["exact", "minhash"],
     documents: Iterator[Document],
     rank: int,
 ) -> None:
     """Write the keys of the documents of task `rank` that pass the filters; save which other documents are dropped."""
-    source = task_sources[rank]
-    cleaning = recipe.data.sources[source].clean
+    cleaning = recipe.data.sources[task_sources[rank]].clean
     if cleaning.deduplicate != kind:
         return
-    dropped: dict[int, str] = {}
-
-    def number(documents: Iterator[Document]) -> Iterator[Document]:
-        for count, document in enumerate(documents):
-            document.metadata[_NUMBER] = count
-            yield document
+    dropped: dict[str, list[int]] = {}
 
     def save(document: Document) -> None:
-        dropped[document.metadata[_NUMBER]] = document.metadata[_REASON]
+        dropped.setdefault(document.metadata[_REASON], []).append(_place(document))
 
     steps = _filter_steps(cleaning, work, save)
-    for step in [number, *steps]:
+    for step in steps:
         documents = step(documents)
-    write_keys(documents, rank)
+    deduplication.write_keys(work / kind, kind, documents, rank)
     if steps:
-        reasons, codes = np.unique(list(dropped.values()) or np.empty(0, "U1"), return_inverse=True)
-        with atomic_write(work / f"filtered/{rank:06d}.npz") as file:
-            np.savez(file, numbers=np.array(list(dropped), np.uint32), codes=codes.astype(np.uint16), reasons=reasons)
+        with atomic_write(_filtered_path(work, rank)) as file:
+            file.write(orjson.dumps(dropped))
 
 
-def _drop_filtered(path: Path, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
-    """Drop the documents that `_write_filtered_keys` saved."""
-    with np.load(path) as arrays:
-        reasons = dict(zip(arrays["numbers"].tolist(), arrays["reasons"][arrays["codes"]].tolist(), strict=True))
-    for number, document in enumerate(documents):
-        if reason := reasons.get(number):
-            _drop(document, reason, on_drop)
-        else:
-            yield document
+def _filtered_check(work: Path, rank: int) -> Check:
+    """Return the decisions that `_write_filtered_keys` saved, as a check."""
+    saved = read_json(_filtered_path(work, rank))
+    reasons = {place: reason for reason, places in saved.items() for place in places}
+    return lambda document: reasons.get(_place(document))
+
+
+def _filtered_path(work: Path, rank: int) -> Path:
+    return work / f"filtered/{rank:06d}.json"
+
+
+def _place(document: Document) -> int:
+    """Return a number that identifies a document in its task: the index of its file, and the row in the lower bits."""
+    return int(document.metadata["input"] << 32 | document.metadata["row"])
 
 
 def _mask(on_change: Callable[[str], None], documents: Iterator[Document]) -> Iterator[Document]:

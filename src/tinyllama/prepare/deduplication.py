@@ -14,7 +14,7 @@ J. Ullman, "Mining of Massive Datasets", chapter 3 (bands and rows).
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tinyllama.files import atomic_write
 from tinyllama.prepare.ngrams import MULTIPLIER, hashed_ngrams
-from tinyllama.text import TextLike, iter_utf8_chunks, to_str
+from tinyllama.text import TextLike, hash_text, to_str
 
 BANDS, ROWS = 24, 9
 """Number of bands of a signature, and of hash functions per band. Two documents share a key with the probability
@@ -55,16 +55,8 @@ class Place(NamedTuple):
     row: int
 
 
-def write_keys(
-    folder: Path,
-    kinds: Sequence[str | None],
-    kind: Literal["exact", "minhash"],
-    documents: Iterator[Document],
-    rank: int,
-) -> None:
-    """Write the keys and places of the documents of task `rank`, if `kinds[rank]`, its deduplication, is `kind`."""
-    if kinds[rank] != kind:
-        return
+def write_keys(folder: Path, kind: Literal["exact", "minhash"], documents: Iterator[Document], rank: int) -> None:
+    """Write the keys and places of the documents of task `rank`."""
     places = array("Q")
 
     def texts() -> Iterator[TextLike]:
@@ -99,20 +91,13 @@ def _batches(items: Iterator[Keys], length: int) -> Iterator[list[Keys]]:
 
 
 def exact_keys(texts: Iterator[TextLike]) -> Iterator[Keys]:
-    """Yield the numbers of documents, and the first 64 bits of the BLAKE2b hash of each text."""
-    digests = map(_digest, texts)
+    """Yield the numbers of documents, and the 64-bit BLAKE2b hash of each text."""
+    digests = map(hash_text, texts)
     first = 0
     while data := b"".join(islice(digests, 4096)):
         keys = np.frombuffer(data, "<u8")
         yield np.arange(first, first + len(keys), dtype=np.uint32), keys
         first += len(keys)
-
-
-def _digest(text: TextLike) -> bytes:
-    found = hashlib.blake2b(digest_size=8)
-    for chunk in iter_utf8_chunks(text):
-        found.update(chunk)
-    return found.digest()
 
 
 def minhash_keys(texts: Iterator[TextLike]) -> Iterator[Keys]:

@@ -29,8 +29,8 @@ def check_languages(languages: Sequence[str], place: str) -> None:
     """Raise InputError if py3langid does not know a language code."""
     for language in languages:
         if language not in identifier().labels:
-            hint = suggest(language, identifier().labels)
-            remedy = hint if hint.startswith("did you mean") else "give an ISO 639-1 code such as en, de or zh"
+            code = "give an ISO 639-1 code such as en, de or zh"
+            remedy = suggest(language, identifier().labels, otherwise=code)
             raise InputError(f"{place}: unknown language {language!r}; {remedy}")
 
 

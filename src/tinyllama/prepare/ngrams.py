@@ -36,7 +36,7 @@ def hashed_ngrams(text: str, length_words: int) -> Iterator[NDArray[np.uint64]]:
 
 
 class _WordHashes(dict[str, int]):
-    """Hash of each word: the first 64 bits of BLAKE2b; a bounded number of words is cached."""
+    """64-bit BLAKE2b hash of each word; a bounded number of words is cached."""
 
     def __missing__(self, word: str) -> int:
         plain = _DIGITS.sub("0", word)

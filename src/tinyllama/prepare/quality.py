@@ -110,64 +110,63 @@ def quality_check(name: str, cleaning: Cleaning) -> Callable[[Document], str | N
     def check(document: Document) -> str | None:
         if len(document.text) > _MAX_CHARACTERS:
             return f"over {_MAX_CHARACTERS:,} characters, too long for filters"
-        result = decide(document)
-        return None if result is True else result[1]
+        return decide(document)
 
     return check
 
 
-def _repetition_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
+def _reason(result: Any) -> str | None:
+    """Return the reason in the result of a datatrove filter, or None if the filter keeps the document."""
+    return None if result is True else str(result[1])
+
+
+def _repetition_check(tokenizer: WordTokenizer) -> Callable[[Document], str | None]:
     lines = filters.GopherRepetitionFilter(language=tokenizer, top_n_grams=(), dup_n_grams=())
     rules = filters.GopherRepetitionFilter(language=tokenizer)
 
-    def decide(document: Document) -> Any:
-        result = lines.filter(document)
-        if result is not True:
-            return result
+    def decide(document: Document) -> str | None:
+        if reason := _reason(lines.filter(document)):
+            return reason
         words, codes = split_into_words(document.text, tokenizer), _word_codes(document.text, tokenizer)
-        reason = _repeated_ngrams(rules, document.text, words, codes)
-        return (False, reason) if reason else True
+        return _repeated_ngrams(rules, document.text, words, codes)
 
     return decide
 
 
-def _gopher_quality_check(tokenizer: WordTokenizer, min_stop_words: int | None) -> Callable[[Document], Any]:
+def _gopher_quality_check(tokenizer: WordTokenizer, min_stop_words: int | None) -> Callable[[Document], str | None]:
     rules = filters.GopherQualityFilter(language=tokenizer, min_stop_words=min_stop_words)
 
-    def decide(document: Document) -> Any:
+    def decide(document: Document) -> str | None:
         words, codes = split_into_words(document.text, tokenizer), _word_codes(document.text, tokenizer)
-        reason = _broken_quality_rule(rules, document.text, words, codes)
-        return (False, reason) if reason else True
+        return _broken_quality_rule(rules, document.text, words, codes)
 
     return decide
 
 
-def _c4_check(tokenizer: WordTokenizer, terminal_punctuation: bool) -> Callable[[Document], Any]:
+def _c4_check(tokenizer: WordTokenizer, terminal_punctuation: bool) -> Callable[[Document], str | None]:
     min_sentences = filters.C4QualityFilter().min_num_sentences
     lines = filters.C4QualityFilter(
         language=tokenizer, filter_no_terminal_punct=terminal_punctuation, min_num_sentences=-1
     )
     lines.stat_update = lambda *_, **__: None  # datatrove's counts of lines take a fifth of the time
 
-    def decide(document: Document) -> Any:
-        result = lines.filter(document)
-        if result is not True:
-            return result
+    def decide(document: Document) -> str | None:
+        if reason := _reason(lines.filter(document)):
+            return reason
         counts = (len(tokenizer.span_tokenize(line)) for line in document.text.splitlines())
         has_enough = any(total >= min_sentences for total in accumulate(counts))  # counts until there are enough
-        return True if has_enough else (False, "too_few_sentences")
+        return None if has_enough else "too_few_sentences"
 
     return decide
 
 
-def _fineweb_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
+def _fineweb_check(tokenizer: WordTokenizer) -> Callable[[Document], str | None]:
     fast = filters.FineWebQualityFilter(language=_SpaceTokenizer())
     complete = filters.FineWebQualityFilter(language=tokenizer)
 
-    def decide(document: Document) -> Any:
+    def decide(document: Document) -> str | None:
         # This filter only drops documents with few words per line, and spaces split a text into the fewest words.
-        result = fast.filter(document)
-        return result if result is True else complete.filter(document)
+        return _reason(fast.filter(document)) and _reason(complete.filter(document))
 
     return decide
 
@@ -175,8 +174,8 @@ def _fineweb_check(tokenizer: WordTokenizer) -> Callable[[Document], Any]:
 class _Vocabulary(dict[str, int]):
     """Code of each word.
 
-    It has a number, the length in characters, whether the word contains a letter, and whether it contains a character
-    other than punctuation.
+    A code consists of a number, the word's length in characters, whether the word contains a letter, and whether it
+    contains a character other than punctuation.
     """
 
     def __missing__(self, word: str) -> int:

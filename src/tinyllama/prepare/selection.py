@@ -5,7 +5,6 @@ contains documents of at least 64 files, which are evenly distributed over the s
 no validation text. If no document of a source is selected, the beginning of the source's first document is used.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe, Source
 from tinyllama.recipe.loading import printable
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_before
+from tinyllama.text import TextLike, hash_text, iter_utf8_chunks, to_str, utf8_boundary_before
 from tinyllama.tokenizer import SAVED_FILES, Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training_text
 
@@ -37,10 +36,7 @@ _COMPRESSION_RATIO = 4
 
 def hash_to_unit_interval(text: TextLike) -> float:
     """Return a hash of a text's UTF-8 bytes as a number in [0, 1)."""
-    digest = hashlib.blake2b(digest_size=8)
-    for chunk in iter_utf8_chunks(text):
-        digest.update(chunk)
-    return int.from_bytes(digest.digest(), "little") / 2**64
+    return int.from_bytes(hash_text(text), "little") / 2**64
 
 
 def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:

@@ -293,10 +293,13 @@ def field_infos(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, field
 
 
-def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    """Return a hint: the known name most similar to `name`, or all names if no similarity reaches `cutoff` (0 to 1)."""
+def suggest(name: str, known: Sequence[str], cutoff: float = 0.6, otherwise: str = "") -> str:
+    """Return a hint: the known name most similar to `name`.
+
+    If no similarity reaches `cutoff` (0 to 1), returns `otherwise` or, if it is empty, all known names.
+    """
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}"
+    return f"did you mean {close[0]}?" if close else otherwise or f"known are {', '.join(known) or 'none'}"
 
 
 def parse_tokens(value: object) -> object:
