@@ -138,7 +138,7 @@ def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], 
             "sources": {
                 name: {"format": "slimpajama", "path": str(path), "weight": 1} for name, path in sources.items()
             },
-            "document": {"start": False, "end": True},
+            "document": {"bos": False, "eos": True},
             "validation_fraction": 0,
         },
         **TRAINING,
