@@ -17,7 +17,10 @@ PEERS = {
     "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
     "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
     "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
-    "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
+    "litdata": (
+        *("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
+        *("boto3==1.44.8", "botocore==1.44.8", "jmespath==1.1.0", "s3transfer==0.19.3"),
+    ),
     "deduplication": (
         *("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),
         *("text-dedup==0.4.0", "rensa==0.5.0", "marin-dupekit==0.1.1"),
