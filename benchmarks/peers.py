@@ -23,6 +23,7 @@ PEERS = {
     ),
     "deduplication": (
         *("datatrove==0.10.1", "spacy==3.8.18", "regex==2026.11.19", "orjson==3.13.0", "zstandard==0.25.0"),
+        "tokenizers==0.23.3",
         *("text-dedup==0.4.0", "rensa==0.5.0", "marin-dupekit==0.1.1"),
     ),
 }
