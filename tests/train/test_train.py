@@ -27,8 +27,12 @@ def loss_of_step(state: TrainState, step: int) -> float:
     return float(train_step(state, step, batch_of_step(state.recipe, state.store, step))[0])
 
 
-def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
-    recipe = load_recipe(small)
+SCALING = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 32}
+
+
+@pytest.mark.parametrize("shape", [{}, {"model.head_dim": 24, "model.rope_scaling": SCALING}], ids=["plain", "llama3"])
+def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path, shape: dict[str, object]) -> None:
+    recipe = load_recipe(small, **shape)
     state = build_state(recipe)
     config = config_to_hugging_face(recipe.model, state.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
     reference = LlamaForCausalLM(LlamaConfig(**config))
@@ -110,6 +114,15 @@ def test_changed_recipe_is_refused_with_the_field_that_differs(
     if is_allowable:
         run = train(load_recipe(small, **changed), allow_change=True)
         assert [row["step"] for row in read_metrics(run)] == [1, 2]
+
+
+def test_resume_with_another_rotary_embedding_is_refused(small: Path, work_dir: Path) -> None:
+    shape = {"train.tokens": 384, "model.rope_scaling": SCALING}
+    train(load_recipe(small, **shape))
+    with pytest.raises(InputError, match=r"model\.rope_scaling\.factor was 4.0, is 8.0; undo"):
+        train(load_recipe(small, **shape, **{"model.rope_scaling.factor": 8}))
+    with pytest.raises(InputError, match=r"model\.rope_scaling\.type was 'llama3', is None; undo"):
+        train(load_recipe(small, **{"train.tokens": 384}))
 
 
 def test_resume_with_another_tokenizer_is_refused_with_short_hashes(small: Path, work_dir: Path) -> None:
