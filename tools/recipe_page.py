@@ -113,6 +113,7 @@ def table_row(path: str, name: str, field: FieldInfo) -> str:
         value = type_text(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
         unit = UNITS.get(name.rsplit("_", maxsplit=1)[-1])
         value += f", in {unit}" if unit else ""
+        value += " or `null`" if field.default_factory_takes_validated_data else ""
     return f"| `{name}` | {value} | {default_text(field)} | {one_line(field.description)} |"
 
 
@@ -120,7 +121,8 @@ def default_text(field: FieldInfo) -> str:
     """Return a field's default in YAML, or `required`."""
     if field.is_required():
         return "**required**"
-    match field.get_default(call_default_factory=True):
+    depends_on_fields = field.default_factory_takes_validated_data  # null then stands for the default
+    match None if depends_on_fields else field.get_default(call_default_factory=True):
         case None:
             return "`null`"
         case RecipeModel():

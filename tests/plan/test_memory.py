@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tinyllama.hardware import HARDWARE_SPECS
-from tinyllama.model.llama import Block, rope_table
+from tinyllama.model.llama import Block
+from tinyllama.model.rope import rope_table
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.formulas import activation_bytes_per_token, muon_bytes
 from tinyllama.recipe import Recipe
@@ -61,19 +62,20 @@ def test_memory_of_muons_update_matches_tracker(tracked: dict[str, int]) -> None
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-@pytest.mark.parametrize("length", [256, 1024])
-def test_compiled_block_saves_what_is_planned(checkpointing: str, length: int) -> None:
+@pytest.mark.parametrize(("length", "head_dim"), [(256, None), (1024, None), (256, 128)])
+def test_compiled_block_saves_what_is_planned(checkpointing: str, length: int, head_dim: int | None) -> None:
     fields = {
         "parallel.activation_checkpointing": checkpointing,
         "train.sequence_length": length,
         "model.context_length": length,
+        "model.head_dim": head_dim,
     }
     recipe = Recipe.load("demo", fields)
     block = Block(recipe.model)
     block.activation_checkpointing = recipe.parallel.activation_checkpointing
     compiled = torch.compile(block.forward, dynamic=False)
     x = torch.randn(2, length, recipe.model.dim, dtype=torch.bfloat16, requires_grad=True)
-    rope = rope_table(length, recipe.model.head_dim, 1e4)
+    rope = rope_table(recipe.model, length)
     inputs = {tensor.untyped_storage().data_ptr() for tensor in (rope, *block.parameters())}
     sizes: dict[int, int] = {}
 

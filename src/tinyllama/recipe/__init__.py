@@ -1,7 +1,7 @@
 """Recipes: YAML files that describe a run, as frozen pydantic models with the default and check of each field.
 
-A field's docstring is its description in docs/recipe.md. `data_schema` has the fields of `data`; `run_schema` has those
-of the parts after `train`.
+A field's docstring is its description in docs/recipe.md. `data_schema` has the fields of `data`, `model_schema`
+those of `model`, and `run_schema` those of the parts after `train`.
 
 A recipe's digest covers the fields that change the trained weights beyond rounding. A run compares digests on resume.
 """
@@ -37,50 +37,13 @@ from tinyllama.recipe.loading import (
     format_validation_error,
     read_fields,
 )
+from tinyllama.recipe.model_schema import Model, RopeScaling
 from tinyllama.recipe.run_schema import ActivationCheckpointing, Checkpoint, Guard, Parallel, Release, Track
 
 __all__ = [
     "SLIMPAJAMA_SUBSETS", "ActivationCheckpointing", "Cleaning", "Guard", "Model", "Optimizer", "Parallel", "Recipe",
-    "Release", "Schedule", "Source", "Track", "bundled_recipes", "differences", "flatten",
+    "Release", "RopeScaling", "Schedule", "Source", "Track", "bundled_recipes", "differences", "flatten",
 ]  # fmt: skip
-
-
-class Model(RecipeModel):
-    """Shape of the model, which has Llama 2's architecture."""
-
-    dim: Count
-    """Width of the residual stream."""
-    layers: Count
-    """Number of transformer blocks."""
-    heads: Count
-    """Number of query heads."""
-    kv_heads: Count
-    """Number of key/value heads; `heads / kv_heads` query heads share one key/value head."""
-    ffn_dim: Count
-    """Width of the SwiGLU feed-forward network."""
-    context_length: Count = 2048
-    """Maximum sequence length."""
-    norm_eps: Positive = 1e-5
-    """Constant added to the mean square in RMSNorm."""
-    rope_theta: Positive = 10000.0
-    """Base of the rotary position embedding."""
-    tie_embeddings: bool = False
-    """Use the input embedding as the output head."""
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.dim // self.heads
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"heads {self.heads} do not divide dim {self.dim}; choose heads that do")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do")
-        if self.head_dim % 2:
-            raise ValueError(f"dim / heads is {self.head_dim}; choose an even number, as rotary embeddings need")
-        return self
 
 
 class Optimizer(RecipeModel):
