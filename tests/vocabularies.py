@@ -15,12 +15,13 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
-from tinyllama.tokenizer.encoder import KNOWN_STEPS, Encoder, supported_document
+from tinyllama.tokenizer.byte_level import PRE_TOKENIZERS
+from tinyllama.tokenizer.encoder import Encoder, supported_document
 
 LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
 SENTENCEPIECE = ["small", *(["llama2"] if LLAMA2.is_file() else [])]
 BYTE_LEVEL = {"gpt2": None, "smollm": None, "llama3": None, "qwen2": {"type": "NFC"}}
-"""The byte-level vocabularies and their normalizers; their pre-tokenizers are the steps in KNOWN_STEPS."""
+"""The byte-level vocabularies and their normalizers; PRE_TOKENIZERS has their pre-tokenizers."""
 every_vocabulary = pytest.mark.parametrize("name", SENTENCEPIECE)
 every_byte_level = pytest.mark.parametrize("name", BYTE_LEVEL)
 every_encoder = pytest.mark.parametrize("name", [*SENTENCEPIECE, *BYTE_LEVEL])
@@ -115,7 +116,7 @@ def byte_level_document(name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(train_byte_level(BYTES, "<|endoftext|>", "<|im_end|>").to_str())
     steps = [
         step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {})
-        for step in KNOWN_STEPS[list(BYTE_LEVEL).index(name)]
+        for step in PRE_TOKENIZERS[name]
     ]
     absent = ("Ą", "Ė") if name == "smollm" else ()
     texts = [text for text, _ in sorted(document["model"]["vocab"].items(), key=lambda item: item[1])]

@@ -22,36 +22,18 @@ from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.hardware import resident_memory_bytes
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.backends import Backend, HuggingFaceBackend
+from tinyllama.tokenizer.byte_level import BYTE_LEVEL_STEP, DIGITS_STEP, known_pre_tokenizer, pre_tokenizer_steps
 from tinyllama.tokenizer.conversion import (
     BYTE_LEVEL,
     LLAMA_PIPELINE,
     SPACE,
     edge_case_texts,
-    pre_tokenizer_steps,
     token_bytes,
 )
 from tinyllama.tokenizer.cuts import UNASSIGNED, Cuts
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
-BYTE_LEVEL_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-DIGITS_STEP = {"type": "Digits", "individual_digits": True}
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-KNOWN_STEPS = (
-    [BYTE_LEVEL_STEP],  # GPT-2
-    [DIGITS_STEP, BYTE_LEVEL_STEP],  # SmolLM
-    *(
-        [
-            {"type": "Split", "pattern": {"Regex": digits.join(_WORDS)}, "behavior": "Isolated", "invert": False},
-            BYTE_LEVEL_STEP | {"use_regex": False},
-        ]
-        for digits in ("{1,3}", "")  # Llama 3, Qwen 2
-    ),
-)
-"""Pre-tokenizers whose pretokens stay the same if a text is cut at a place of `Cuts`."""
 _SEPARATOR = b"\xff"  # never occurs in UTF-8
 
 WINDOW = 1 << 20
@@ -281,7 +263,7 @@ def supported_document(backend: Backend) -> dict[str, Any] | None:
         model.get("type") == "BPE"
         and not any(model.get(key) for key in changes)
         and normalizer in (None, {"type": "NFC"})
-        and pre_tokenizer_steps(document) in KNOWN_STEPS
+        and known_pre_tokenizer(document) is not None
         and not any(token.get(key) for token in added for key in ("single_word", "lstrip", "rstrip", "normalized"))
     )
     return document | {"added_tokens": added, "normalizer": normalizer} if is_supported else None
