@@ -115,10 +115,14 @@ def _scored_ids(tokenizer: Tokenizer, model: Llama, original: int | None) -> lis
 
     Random order keeps the text from repeating, because repeated text is easy to predict.
     """
-    ids, words, order = tokenizer.bos_prefix + tokenizer.encode(TEXT), TEXT.split(), random.Random(0)
-    affordable = MAX_SCORED_COMPUTE // num_parameters(model.config, model.vocab_size)
-    while original and len(ids) < min(original + TOKENS_BEYOND_ORIGINAL_CONTEXT, affordable):
-        ids += tokenizer.encode(" ".join(order.sample(words, len(words))))
+    ids = tokenizer.bos_prefix + tokenizer.encode(TEXT)
+    if original:
+        affordable = MAX_SCORED_COMPUTE // num_parameters(model.config, model.vocab_size)
+        count = max(len(ids), min(original + TOKENS_BEYOND_ORIGINAL_CONTEXT, affordable))
+        words, order = TEXT.split(), random.Random(0)
+        while len(ids) < count:
+            ids += tokenizer.encode(" ".join(order.sample(words, len(words))))
+        ids = ids[:count]
     return ids[: model.config.context_length]
 
 
