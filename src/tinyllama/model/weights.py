@@ -148,7 +148,7 @@ _CompleteHead = Annotated[float, Field(ge=1, le=1)]
 
 
 class _Rope(BaseModel):
-    """Rotary embedding settings of a config.json: `rope_parameters` of transformers 5, `rope_scaling` of transformers 4.
+    """Rotary embedding settings of a config.json: `rope_parameters`, or `rope_scaling` of transformers 4.
 
     Old files have `type` instead of `rope_type`.
     """
