@@ -114,10 +114,7 @@ def byte_level_document(name: str) -> dict[str, Any]:
     The vocabulary `smollm` lacks two control characters, as that of SmolLM2 does.
     """
     document: dict[str, Any] = json.loads(train_byte_level(BYTES, "<|endoftext|>", "<|im_end|>").to_str())
-    steps = [
-        step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {})
-        for step in PRE_TOKENIZERS[name]
-    ]
+    steps = [step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {}) for step in PRE_TOKENIZERS[name]]
     absent = ("Ą", "Ė") if name == "smollm" else ()
     texts = [text for text, _ in sorted(document["model"]["vocab"].items(), key=lambda item: item[1])]
     vocabulary = {text: number for number, text in enumerate(text for text in texts if text not in absent)}

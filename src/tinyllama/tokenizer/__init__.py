@@ -80,6 +80,12 @@ class Tokenizer:
         """Ids that a released model expects before a prompt, such as BOS for Llama-style tokenizers; may be empty."""
         return self._backend.bos_prefix
 
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the first token of a text begins with a space that is not in the text, as in Llama 2."""
+        tokens = self._backend.tokens
+        return b"".join(token_bytes(tokens[number]) for number in self.encode("a")).startswith(b" ")
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS; `<s>` in the text is encoded as plain text.
 

@@ -171,6 +171,6 @@ def check_conversion(name: str, ranks: Ranks, tokenizer: Tokenizer) -> None:
         ids = list(chain.from_iterable(ids_of(word) for word, _ in words))
         if tokenizer.encode(text, add_special_tokens=False).ids != ids or tokenizer.decode(ids) != text:
             raise InputError(
-                f"{name}: the converted tokenizer changes the ids or the text of {text[:40]!r}; please report this with "
-                "the file, and use the tokenizer.json of the same tokenizer"
+                f"{name}: the converted tokenizer changes the ids or the text of {text[:40]!r}; please report this, "
+                "and use the tokenizer.json of the same tokenizer"
             )
