@@ -42,7 +42,8 @@ from tinyllama.recipe.run_schema import ActivationCheckpointing, Checkpoint, Gua
 
 __all__ = [
     "SLIMPAJAMA_SUBSETS", "ActivationCheckpointing", "Cleaning", "Guard", "Model", "Optimizer", "Parallel", "Recipe",
-    "Release", "RopeScaling", "Schedule", "Source", "TokenizerKind", "Track", "bundled_recipes", "differences", "flatten",
+    "Release", "RopeScaling", "Schedule", "Source", "TokenizerKind", "Track", "bundled_recipes", "differences",
+    "flatten",
 ]  # fmt: skip
 
 
