@@ -1,8 +1,9 @@
 """Tokenizers for tests: a small vocabulary trained here, and Llama 2's if it is available next to the checkout."""
 
+import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
 from tinyllama.tokenizer.byte_level import PRE_TOKENIZERS
 from tinyllama.tokenizer.encoder import Encoder, supported_document
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
 SENTENCEPIECE = ["small", *(["llama2"] if LLAMA2.is_file() else [])]
@@ -79,6 +81,24 @@ def write_byte_level(folder: Path, words: Any = BYTES, with_bos: bool = False) -
     tokens = {"bos_token": {"content": "<|endoftext|>"}, "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     return folder
+
+
+@cache
+def trained_byte_level() -> Tokenizer:
+    """Return a byte-level tokenizer with Llama 3's pre-tokenizer: 600 tokens, BOS and EOS."""
+    return train_tokenizer(training_text(python_sources(20), kind="bytelevel"), 602)
+
+
+@cache
+def trained_ranks() -> dict[bytes, int]:
+    """Return the ranks of a trained vocabulary, with two tokens that no merges produce."""
+    tokens = [*trained_byte_level().token_bytes()[:600], b" xqzxqz", "žluť".encode()]
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def rank_file(found: Mapping[bytes, int]) -> bytes:
+    """Return a tiktoken rank file."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in found.items())
 
 
 @cache

@@ -256,7 +256,7 @@ def _classified_characters(tokens: list[str]) -> str:
     After a letter, a pre-tokenizer of Llama 3 begins a word with the sign of the token `.e`. After another sign, it
     does not. The ids of two libraries thus differ if the libraries' versions of Unicode do.
     """
-    token = next((token for token in tokens if re.fullmatch(r"[!-/][a-z]", token)), ".e")
+    token = next((token for token in tokens if re.fullmatch(r"[!-/][a-z]+", token)), ".e")
     characters = (chr(code) for code in range(0x80, 0x110000, 7) if not 0xD800 <= code < 0xE000)
     return token.join(character for character in characters if _is_assigned(character))
 

@@ -101,22 +101,22 @@ def special_tokens(name: str, ranks: Ranks) -> list[str]:
     For a file that is not Llama 3's, a warning states what the file does not contain. Raises InputError if a special
     token is also a token.
     """
-    special = list(_LLAMA_3_SPECIAL[:2])
-    if len(ranks) == _LLAMA_3_SIZE:
-        reserved = range(2, 2 + _NUM_SPECIAL - len(_LLAMA_3_SPECIAL))
-        special = [*_LLAMA_3_SPECIAL, *(f"<|reserved_special_token_{number}|>" for number in reserved)]
-    else:
-        warn_once(
-            f"{name}: {len(ranks):,} ranks, but Llama 3's file has {_LLAMA_3_SIZE:,}; a rank file has no rule that "
-            f"splits a text and no special tokens, so Llama 3's rule, {BOS} ({len(ranks)}) and {EOS} "
-            f"({len(ranks) + 1}) are used"
-        )
+    is_llama_3 = len(ranks) == _LLAMA_3_SIZE
+    reserved = range(2, 2 + _NUM_SPECIAL - len(_LLAMA_3_SPECIAL))
+    special = [*_LLAMA_3_SPECIAL, *(f"<|reserved_special_token_{number}|>" for number in reserved)]
+    special = special if is_llama_3 else [BOS, EOS]
     for text in special:
         if (rank := ranks.get(text.encode())) is not None:
             raise InputError(
                 f"{name}: the token of rank {rank} is the text of the special token {text}; use the tokenizer.json of "
                 "the same tokenizer"
             )
+    if not is_llama_3:
+        warn_once(
+            f"{name}: {len(ranks):,} ranks, but Llama 3's file has {_LLAMA_3_SIZE:,}; a rank file has no rule that "
+            f"splits a text and no special tokens, so Llama 3's rule, {BOS} ({len(ranks)}) and {EOS} "
+            f"({len(ranks) + 1}) are used"
+        )
     return special
 
 
