@@ -153,12 +153,15 @@ def test_wrong_scaling_fails(
     assert {check.subject for check in failed if check.what == "greedy"} == formats
 
 
-@pytest.mark.parametrize(("affordable", "length"), [(10**6, 640), (600, 600), (10, None)])
-def test_scored_text_is_as_long_as_the_computation_allows(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, affordable: int, length: int | None
+@pytest.mark.parametrize(
+    ("parameters", "logits", "length"), [(10**6, 10**6, 640), (600, 10**6, 600), (10**6, 600, 600), (10, 10**6, None)]
+)
+def test_scored_text_is_as_long_as_computation_and_memory_allow(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, parameters: int, logits: int, length: int | None
 ) -> None:
     model = random_model(tokenizer.vocab_size, shape_of("llama3"))
-    monkeypatch.setattr(verify, "MAX_SCORED_COMPUTE", affordable * num_parameters(model.config, model.vocab_size))
+    monkeypatch.setattr(verify, "MAX_SCORED_COMPUTE", parameters * num_parameters(model.config, model.vocab_size))
+    monkeypatch.setattr(verify, "MAX_SCORED_LOGITS", logits * model.vocab_size)
     text = [1, *tokenizer.encode(verify.TEXT)]
     ids = compute_reference_outputs(model, tokenizer)["scored"]["ids"]
     assert len(text) < 600 and ids[: len(text)] == text

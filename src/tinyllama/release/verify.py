@@ -34,9 +34,9 @@ PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 18
 NUM_VOCABULARY_TOKENS = 300
 TOKENS_BEYOND_ORIGINAL_CONTEXT = 128
 """Number of scored tokens beyond the original context of a model with scaled rotary frequencies."""
-# This is about a minute of computation per engine on two cores. A model of 1.1B parameters reads 2,700 tokens.
-MAX_SCORED_COMPUTE = 3 * 10**12
-"""Limit of parameters times scored tokens, beyond which no text is longer than TEXT."""
+# A model of 1.1B parameters with Llama 2's vocabulary can be scored on 2,700 tokens, one with Llama 3's on 2,000.
+MAX_SCORED_COMPUTE, MAX_SCORED_LOGITS = 3 * 10**12, 1 << 28
+"""Limits of tokens times parameters, and of tokens times vocabulary size; TEXT itself is always scored."""
 # Texts that converters or tokenizers are known to get wrong: repeated spaces, control characters, special tokens, and
 # other writing systems.
 # fmt: off
@@ -117,7 +117,8 @@ def _scored_ids(tokenizer: Tokenizer, model: Llama, original: int | None) -> lis
     """
     ids = tokenizer.bos_prefix + tokenizer.encode(TEXT)
     if original:
-        affordable = MAX_SCORED_COMPUTE // num_parameters(model.config, model.vocab_size)
+        parameters = num_parameters(model.config, model.vocab_size)
+        affordable = min(MAX_SCORED_COMPUTE // parameters, MAX_SCORED_LOGITS // model.vocab_size)
         count = max(len(ids), min(original + TOKENS_BEYOND_ORIGINAL_CONTEXT, affordable))
         words, order = TEXT.split(), random.Random(0)
         while len(ids) < count:
