@@ -11,12 +11,13 @@ import torch
 from tests.release.formats import SHAPE, failed_checks, keep_only, random_model, write_release
 from tests.release.native import logits_in_ctranslate2, run_in_child
 from tests.release.test_gguf import fields_of, types_of
-from transformers import AutoConfig
+from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
 from tinyllama.model.flops import num_parameters
+from tinyllama.model.weights import config_to_hugging_face
 from tinyllama.recipe import Model
 from tinyllama.release import verify
 from tinyllama.release.formats import write_ctranslate2
@@ -93,13 +94,25 @@ def test_gguf_describes_heads_and_scaling_as_llama_cpp_reads_them(scaled: Path) 
     assert ("rope_freqs.weight" in tensors) == ("llama3" in scaled.name)
     assert ("output.weight" in tensors) != shape.tie_embeddings
     if "rope_freqs.weight" in tensors:
-        config = AutoConfig.from_pretrained(scaled / "huggingface")
-        scaled_frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        exponents = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
-        expected = (1 / shape.rope_theta**exponents / scaled_frequencies).numpy()
-        np.testing.assert_allclose(tensors["rope_freqs.weight"], expected, rtol=1e-6)
-        assert expected[0] == 1 and abs(expected[-1] - 8) < 1e-6
+        assert tensors["rope_freqs.weight"].tolist() == next(iter(rope_factors(shape).values())).tolist()
         assert types_of(scaled / "gguf/small-Q4_K_M.gguf")["rope_freqs.weight"] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "factor"), [(4096, 32, 8.0), (2048, 32, 32.0)], ids=["Llama 3.1 8B", "Llama 3.2 1B"]
+)
+def test_factors_are_the_ratio_of_the_frequencies_in_transformers(dim: int, heads: int, factor: float) -> None:
+    scaling = LLAMA3 | {"factor": factor, "original_context_length": 8192}
+    shape = Model.model_validate(
+        {"dim": dim, "layers": 1, "heads": heads, "kv_heads": 8, "ffn_dim": 8192, "context_length": 131072}
+        | {"rope_theta": 500000.0, "rope_scaling": scaling}
+    )
+    config = LlamaConfig.from_dict(config_to_hugging_face(shape, 128256, 128000, 128001))
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    exponents = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
+    (factors,) = rope_factors(shape).values()
+    torch.testing.assert_close(factors, 1 / 500000.0**exponents / frequencies, rtol=1e-6, atol=0)
+    assert factors[0] == 1 and factors[-1] == factor
 
 
 def without_factors(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
