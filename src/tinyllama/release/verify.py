@@ -91,15 +91,18 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
     prompts = [(tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context_length // 2)] for text in PROMPTS]
     if original:
         prompts.append(scored[: max(1, len(scored) - NEW_TOKENS)])
-    logits = model(torch.tensor([scored]))[0, :-1]
-    nats = float(F.cross_entropy(logits, torch.tensor(scored[1:])))
     return {
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "texts": [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in texts],
         "continuations": [_continue(model, prompt, tokenizer.eos_id) for prompt in prompts],
-        "scored": {"ids": scored, "nats_per_token": nats, "original_context": original},
+        "scored": {"ids": scored, "nats_per_token": _score(model, scored), "original_context": original},
     }
+
+
+def _score(model: Llama, ids: list[int]) -> float:
+    logits = model(torch.tensor([ids]))[0, :-1]
+    return float(F.cross_entropy(logits, torch.tensor(ids[1:])))
 
 
 def _original_context(config: Model) -> int | None:
