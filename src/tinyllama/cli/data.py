@@ -42,8 +42,7 @@ def tokenizer_train(
 ) -> None:
     """Train a BPE tokenizer on the recipe's sources.
 
-    The tokenizer has Llama 2's style or is a byte-level BPE like Llama 3's. It is saved in the folder that the recipe
-    names.
+    The tokenizer is saved in the folder that the recipe names.
 
     Examples:
         tinyllama tokenizer train mine.yaml
@@ -52,7 +51,8 @@ def tokenizer_train(
     Args:
         vocab_size: Vocabulary size, including the special tokens and 256 byte tokens; by default the recipe's
             vocab_size, or 8192.
-        kind: Kind of the tokenizer; by default the recipe's tokenizer_kind.
+        kind: Kind of the tokenizer: like Llama 2's (SentencePiece), or a byte-level BPE like Llama 3's; by default the
+            recipe's tokenizer_kind.
         sample_bytes: Bytes of text to train on, sampled from the sources in proportion to their weights.
         force: Replace an existing tokenizer, unless the recipe's store or run was made with it.
     """

@@ -204,8 +204,7 @@ class Recipe(RecipeModel):
     """Vocabulary size of a tokenizer that `tokenizer train` trains; null means 8192. An existing tokenizer keeps its
     size."""
     tokenizer_kind: TokenizerKind = "llama2"
-    """Kind of tokenizer that `tokenizer train` trains: `llama2` (SentencePiece BPE with byte fallback, like Llama 2's)
-    or `bytelevel` (byte-level BPE that splits text like Llama 3's). An existing tokenizer keeps its kind."""
+    """Kind of tokenizer that `tokenizer train` trains."""
     data: Data
     """Text sources and the token store."""
     model: Model
