@@ -17,7 +17,7 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 	tests/train/test_checkpoint.py tests/train/test_exactness.py tests/train/test_muon.py tests/train/test_optimizer.py \
 	tests/train/test_micro_batches.py tests/train/test_loss_scale.py tests/train/test_distributed.py
 
-.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-gpu gpu-bundle check-lowest check-long check-clusters soak lock install-locked fuzz clean
+.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-llama3 check-gpu gpu-bundle check-lowest check-long check-clusters soak lock install-locked fuzz clean
 
 # All stages, from raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -102,6 +102,14 @@ gpu-bundle: .venv/installed-dev
 # Compares the score of each item with lm-eval's own model on real weights.
 check-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation_outside.py
+
+# Compares the import of Llama 3's tokenizer with Meta's tokenizer, which is not in .venv.
+check-llama3: .venv/installed-dev build/llama3-packages/installed
+	PYTHONPATH=$(CURDIR)/build/llama3-packages $(BIN)/python benchmarks/llama3_tokenizer.py
+
+build/llama3-packages/installed: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) llama-models==0.3.0 tiktoken
+	touch $@
 
 # Writes requirements.lock: $(TORCH) and the newest versions of all other requirements for all supported Python versions,
 # with hashes.

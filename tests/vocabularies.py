@@ -1,8 +1,9 @@
 """Tokenizers for tests: a small vocabulary trained here, and Llama 2's if it is available next to the checkout."""
 
+import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
-from tinyllama.tokenizer.encoder import KNOWN_STEPS, Encoder, supported_document
+from tinyllama.tokenizer.byte_level import PRE_TOKENIZERS
+from tinyllama.tokenizer.encoder import Encoder, supported_document
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
 SENTENCEPIECE = ["small", *(["llama2"] if LLAMA2.is_file() else [])]
 BYTE_LEVEL = {"gpt2": None, "smollm": None, "llama3": None, "qwen2": {"type": "NFC"}}
-"""The byte-level vocabularies and their normalizers; their pre-tokenizers are the steps in KNOWN_STEPS."""
+"""The byte-level vocabularies and their normalizers; PRE_TOKENIZERS has their pre-tokenizers."""
 every_vocabulary = pytest.mark.parametrize("name", SENTENCEPIECE)
 every_byte_level = pytest.mark.parametrize("name", BYTE_LEVEL)
 every_encoder = pytest.mark.parametrize("name", [*SENTENCEPIECE, *BYTE_LEVEL])
@@ -81,6 +84,24 @@ def write_byte_level(folder: Path, words: Any = BYTES, with_bos: bool = False) -
 
 
 @cache
+def trained_byte_level() -> Tokenizer:
+    """Return a byte-level tokenizer with Llama 3's pre-tokenizer: 600 tokens, BOS and EOS."""
+    return train_tokenizer(training_text(python_sources(20), kind="bytelevel"), 602)
+
+
+@cache
+def trained_ranks() -> dict[bytes, int]:
+    """Return the ranks of a trained vocabulary, with two tokens that no merges produce."""
+    tokens = [*trained_byte_level().token_bytes()[:600], b" xqzxqz", "žluť".encode()]
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def rank_file(found: Mapping[bytes, int]) -> bytes:
+    """Return a tiktoken rank file."""
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in found.items())
+
+
+@cache
 def model_bytes(name: str) -> bytes:
     return LLAMA2.read_bytes() if name == "llama2" else train_sentencepiece()
 
@@ -113,10 +134,7 @@ def byte_level_document(name: str) -> dict[str, Any]:
     The vocabulary `smollm` lacks two control characters, as that of SmolLM2 does.
     """
     document: dict[str, Any] = json.loads(train_byte_level(BYTES, "<|endoftext|>", "<|im_end|>").to_str())
-    steps = [
-        step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {})
-        for step in KNOWN_STEPS[list(BYTE_LEVEL).index(name)]
-    ]
+    steps = [step | ({"trim_offsets": True} if step["type"] == "ByteLevel" else {}) for step in PRE_TOKENIZERS[name]]
     absent = ("Ą", "Ė") if name == "smollm" else ()
     texts = [text for text, _ in sorted(document["model"]["vocab"].items(), key=lambda item: item[1])]
     vocabulary = {text: number for number, text in enumerate(text for text in texts if text not in absent)}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tinyllama.errors import InputError
 from tinyllama.files import Row
 from tinyllama.formatting import echo
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Recipe, TokenizerKind
 from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
 from tinyllama.tokenizer import Tokenizer
 
@@ -153,18 +153,23 @@ class ReleaseResult:
 
 
 def train_tokenizer(
-    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = 16_000_000, force: bool = False
+    recipe: Recipe,
+    vocab_size: int | None = None,
+    sample_bytes: int = 16_000_000,
+    force: bool = False,
+    kind: TokenizerKind | None = None,
 ) -> Tokenizer:
-    """Train a Llama-style BPE tokenizer on the recipe's sources, and save it in the folder that the recipe names.
+    """Train a BPE tokenizer on the recipe's sources, and save it in the folder that the recipe names.
 
-    `vocab_size` includes 3 special tokens and 256 byte tokens; by default, it is the recipe's `vocab_size`, or 8,192.
-    `sample_bytes` is the amount of text to train on. With `force`, an existing tokenizer is replaced. Raises InputError
-    if a source has no text to train on, or if the folder contains a tokenizer that must not be replaced.
+    `vocab_size` includes the special tokens and 256 byte tokens; by default, it is the recipe's `vocab_size`, or 8,192.
+    `kind` is `llama2` or `bytelevel`; by default, it is the recipe's `tokenizer_kind`. `sample_bytes` is the amount of
+    text to train on. With `force`, an existing tokenizer is replaced. Raises InputError if a source has no text to
+    train on, or if the folder contains a tokenizer that must not be replaced.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
     _require_recipe(recipe, "train_tokenizer")
-    return Tokenizer.load(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force).folder)
+    return Tokenizer.load(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force, kind).folder)
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":

@@ -56,7 +56,7 @@ def run_stages(recipe: Recipe, first: Sequence[Stage] = ()) -> int:
     failed: list[Check] = []
     stages: tuple[Stage, ...] = (
         *first,
-        ("a Llama-style tokenizer", _tokenizer),
+        ("the tokenizer", _tokenizer),
         ("the token store", _store),
         ("training", _training),
         ("the release", _release),

@@ -5,10 +5,20 @@ from typing import Any
 
 import gguf
 import pytest
+import tokenizers
 import torch
+from tests.conftest import python_sources
 from tests.release.formats import SHAPE, failed_checks, keep_only, random_model, write_release
 from tests.release.native import ids_in_llama_cpp, run_in_child
-from tests.vocabularies import BYTES, add_tokens, write_byte_level
+from tests.vocabularies import (
+    BYTES,
+    EDGE_CASES,
+    add_tokens,
+    byte_level_document,
+    rank_file,
+    trained_ranks,
+    write_byte_level,
+)
 from tokenizers import pre_tokenizers
 
 from tinyllama.errors import InputError
@@ -17,9 +27,18 @@ from tinyllama.release.gguf import write_gguf
 from tinyllama.release.release import write_hugging_face
 from tinyllama.release.verify import compute_reference_outputs, verify_format
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.backends import HuggingFaceBackend
+from tinyllama.tokenizer.byte_level import PRE_TOKENIZERS
 from tinyllama.tokenizer.conversion import edge_case_texts
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
+QWEN2 = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZERS["qwen2"][0]["pattern"]["Regex"]), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
 
 
 def fields_of(path: Path) -> dict[str, Any]:
@@ -77,7 +96,11 @@ def test_llama_cpp_encodes_edge_cases_as_we_do(all_formats: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("words", "name", "with_bos"),
-    [(pre_tokenizers.Sequence([DIGITS, BYTES]), "smollm", False), (BYTES, "gpt-2", True)],
+    [
+        (pre_tokenizers.Sequence([DIGITS, BYTES]), "smollm", False),
+        (BYTES, "gpt-2", True),
+        (QWEN2, "qwen2", False),
+    ],
 )
 def test_byte_level_tokenizer_passes_in_llama_cpp(tmp_path: Path, words: Any, name: str, with_bos: bool) -> None:
     tokenizer = Tokenizer.load(write_byte_level(tmp_path / "tokenizer", words, with_bos))
@@ -90,6 +113,39 @@ def test_byte_level_tokenizer_passes_in_llama_cpp(tmp_path: Path, words: Any, na
     texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.token_bytes()]))
     expected = [tokenizer.bos_prefix + tokenizer.encode(text) for text in texts]
     assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
+
+
+def test_trained_byte_level_tokenizer_passes_in_every_format(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(training_text(python_sources(20), kind="bytelevel"), 600)
+    release = write_release(tmp_path / "release", random_model(600), tokenizer)
+    assert failed_checks(release) == []
+    fields = fields_of(release / "gguf/small-F16.gguf")
+    assert fields["tokenizer.ggml.pre"] == "llama-bpe"
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (598, 599)
+    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.token_bytes()]))
+    expected = [[598, *tokenizer.encode(text)] for text in texts]
+    assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
+
+
+def test_imported_rank_file_has_its_ids_in_llama_cpp(tmp_path: Path) -> None:
+    """The ranks contain tokens that only a complete word gets, because no merges produce them."""
+    (tmp_path / "tokenizer.model").write_bytes(rank_file(trained_ranks()))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    release = write_release(tmp_path / "release", random_model(tokenizer.vocab_size), tokenizer, ["gguf"])
+    texts = [*EDGE_CASES, " xqzxqz", " xqzxqzx", "žluť"]
+    ids = run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts)
+    assert ids == [[602, *tokenizer.encode(text)] for text in texts]
+    assert ids[-3] == [602, 600]
+
+
+@pytest.mark.parametrize(("name", "ignore_merges"), [("llama3", False), ("gpt2", True)])
+def test_other_use_of_whole_words_than_in_llama_cpp_is_an_error(tmp_path: Path, name: str, ignore_merges: bool) -> None:
+    document = byte_level_document(name)
+    document["model"] = document["model"] | {"ignore_merges": ignore_merges}
+    tokenizer = Tokenizer(HuggingFaceBackend(name, document, {"eos_token": "<|im_end|>"}))
+    with pytest.raises(InputError, match=f"{name}: .*gguf.*ignore_merges"):
+        tokenizer.check_formats(["gguf"])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt-2"])

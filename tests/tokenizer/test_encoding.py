@@ -34,6 +34,7 @@ from tests.vocabularies import (
     tokenizer_of,
     tokenizers_reference,
     train_sentencepiece,
+    trained_byte_level,
     with_small_windows,
 )
 
@@ -44,7 +45,7 @@ from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Source
 from tinyllama.text import to_str
-from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer import Tokenizer, encoder
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,21 @@ def test_every_unicode_character_has_the_ids_of_the_library(name: str) -> None:
     texts = ["".join(block) for block in blocks] + [" a".join(block[::3]) for block in blocks]
     for text in texts:
         assert ids_of(tokenizer_of(name), text) == reference_of(name)(text)
+
+
+def test_characters_of_a_newer_unicode_have_the_ids_of_the_library() -> None:
+    """Found 2026-11-30: CJK Extension J (Unicode 17) consists of letters for gigatoken, but not for `tokenizers`."""
+    tokenizer = trained_byte_level()
+    tokens = [token.decode() for token in tokenizer.token_bytes() if re.fullmatch(rb"[!-/][a-z]+", token)]
+    assert tokenizer._encoder is not None
+    for token in tokens:
+        assert ids_of(tokenizer, f"\U000323b0{token}") == tokenizer.encode(f"\U000323b0{token}")
+    assert tokens
+
+
+def test_gigatoken_is_not_used_if_its_unicode_differs_for_known_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_is_assigned", lambda _: True)  # as in a Python with Unicode 17
+    assert Tokenizer(trained_byte_level()._backend)._encoder is None
 
 
 @pytest.mark.parametrize("name", ["llama2" if LLAMA2.is_file() else "small"])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.conftest import python_sources, small_recipe, write_jsonl
 from tests.prepare.raw import lines, write
 from tests.vocabularies import EDGE_CASES, LLAMA_OPTIONS
+from transformers import AutoTokenizer
 
 from tinyllama import cli
 from tinyllama.errors import InputError
@@ -28,14 +29,16 @@ from tinyllama.tokenizer.training import sample_excerpts, train_tokenizer, train
 TRAIN_PROGRAM = Path(__file__).with_name("train_program.py")
 
 
-def test_same_texts_train_same_files_in_any_process_and_order(tmp_path: Path) -> None:
-    for hash_seed, arguments in (("1", ["one"]), ("2", ["two", "reversed"])):
+@pytest.mark.parametrize("kind", ["llama2", "bytelevel"])
+def test_same_texts_train_same_files_in_any_process_and_order(tmp_path: Path, kind: str) -> None:
+    for hash_seed, arguments in (("1", ["one", kind]), ("2", ["two", kind, "reversed"])):
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path}
         command = [sys.executable, str(TRAIN_PROGRAM), *arguments]
         subprocess.run(command, env=environment, check=True, cwd=tmp_path)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    model = ["tokenizer.model"] if kind == "llama2" else []
+    assert files == ["special_tokens_map.json", "tokenizer.json", *model, "tokenizer_config.json"]
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -52,6 +55,24 @@ def test_trained_vocabulary_is_llama_style(tmp_path: Path) -> None:
         assert tokenizer.encode_array(text).tolist() == reference.encode(text)
     tokens = reference.encode("x\n        return 1234", out_type=str)
     assert tokens == ["▁x", "<0x0A>", "▁▁▁▁▁▁▁", "▁return", "▁", "1", "2", "3", "4"]
+
+
+def test_trained_byte_level_vocabulary_is_like_llama_3s(tmp_path: Path) -> None:
+    train_tokenizer(training_text(python_sources(60), kind="bytelevel"), 2000).save(tmp_path, 64)
+    tokenizer, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.vocab_size, len(theirs), tokenizer._encoder is not None) == (2000, 2000, True)
+    assert sorted(tokenizer.token_bytes()[:256]) == [bytes([byte]) for byte in range(256)]
+    special = [tokenizer._backend.token(number) for number in (tokenizer.bos_id, tokenizer.eos_id)]
+    assert special == ["<|begin_of_text|>", "<|end_of_text|>"]
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.bos_prefix) == (1998, 1999, [1998])
+    for text in [*EDGE_CASES, python_sources(70)[69]]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.encode_array(text).tolist() == ids
+        assert theirs(text).input_ids == [1998, *ids]
+        assert tokenizer.decode(ids) == theirs.decode(ids) == text
+    ids = tokenizer.encode("x\n        return 1234 don't")
+    assert [tokenizer.decode([number]) for number in ids][:3] == ["x", "\n", "       "]
+    assert max(map(len, re.findall(r"\d+", " ".join(tokenizer.decode([number]) for number in range(2000))))) == 3
 
 
 def test_sample_does_not_depend_on_order_and_is_bounded() -> None:
@@ -77,6 +98,22 @@ def test_sample_does_not_depend_on_order_and_is_bounded() -> None:
 def test_impossible_training_is_refused_in_one_line(texts: list[str], vocab_size: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         train_tokenizer(training_text(texts), vocab_size)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "message"),
+    [
+        ([], 500, "texts are empty"),
+        ([""], 500, "texts are empty"),
+        (["abc"], 500, "500 tokens from 3 characters.* at most 260"),
+        (["abc " * 50], 100, "100 tokens from 200 characters: .* alone need 258"),
+        (["abc \ud800"], 500, r"U\+D800 at character 4"),
+    ],
+)
+def test_impossible_byte_level_training_is_refused_in_one_line(texts: list[str], vocab_size: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        train_tokenizer(training_text(texts, kind="bytelevel"), vocab_size)
     assert "\n" not in str(error.value)
 
 
@@ -169,6 +206,25 @@ def test_vocabulary_size_is_the_flag_or_the_size_in_the_recipe(recipe: Path) -> 
     for folder, flags, size in (("one", [], 600), ("two", ["--vocab-size", "610"], 610)):
         assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--tokenizer", folder, *flags]) == 0
         assert Tokenizer.load(folder).vocab_size == size
+
+
+def test_kind_is_the_flag_or_the_kind_in_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"{text}\t▅" for text in python_sources(10)]
+    write_jsonl(Path("raw/a.jsonl"), texts)
+    recipe.write_text(f"{recipe.read_text()}\nvocab_size: 600\ntokenizer_kind: bytelevel\n")
+    for folder, flags, bos in (
+        ("one", [], 598),
+        ("two", ["--kind", "llama2"], 1),
+        ("three", ["--kind=bytelevel"], 598),
+    ):
+        assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--tokenizer", folder, *flags]) == 0
+        tokenizer = Tokenizer.load(folder)
+        assert (tokenizer.vocab_size, tokenizer.bos_id) == (600, bos)
+        assert ("not used" in capsys.readouterr().out) == (folder == "two")
+    assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--kind", "unigram", "--force"]) == 2
+    assert "--kind: 'unigram' is not valid; give one of llama2, bytelevel" in capsys.readouterr().err
+    assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--tokenizer_kind", "unigram"]) == 2
+    assert "--tokenizer_kind: 'unigram' should be 'llama2' or 'bytelevel'" in capsys.readouterr().err
 
 
 def test_lines_with_the_reserved_character_are_used(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import python_sources
 from tests.data.reading import documents_of
 from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
 from torch import Tensor
@@ -19,6 +20,7 @@ from tinyllama.preflight import recipe_warnings
 from tinyllama.prepare.selection import hash_to_unit_interval
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.validation import (
     gzip_bits_per_byte,
     load_validation_set,
@@ -41,6 +43,15 @@ def test_target_bytes_are_the_documents_without_bos_eos_and_dummy_spaces(small: 
     held_out = "".join(text for text in texts if hash_to_unit_interval(text) < 0.1)
     assert len(held_out) > 10_000
     assert target_bytes(all_tokens, state.tokenizer).decode() == held_out
+
+
+def test_first_space_of_a_document_counts_unless_the_tokenizer_adds_it(small: Path) -> None:
+    byte_level = train_tokenizer(training_text(python_sources(3), kind="bytelevel"), 300)
+    for tokenizer, expected in ((byte_level, " x  y"), (Tokenizer.load(small / "tokenizer"), "x  y")):
+        texts = [" x", "  y"] if tokenizer is byte_level else ["x", "  y"]
+        documents = tokenizer.encode_documents(texts)
+        ids = [number for document in documents for number in document.tolist()]
+        assert target_bytes(torch.tensor([ids]), tokenizer).decode() == expected
 
 
 def test_sequences_are_divided_by_weight_and_spread_over_the_split(small: Path, recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 from tinyllama.cli.next_command import echo_next
 from tinyllama.errors import InputError
 from tinyllama.formatting import echo, print_json
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Recipe, TokenizerKind
 
 # Each command imports its modules when it runs, so that `tinyllama --help` does not wait for torch.
 # ruff: noqa: PLC0415
@@ -34,25 +34,31 @@ def corpus(directory: Positional[Annotated[Path, arg(metavar="DIRECTORY")]]) -> 
 
 
 def tokenizer_train(
-    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = 16_000_000, force: bool = False
+    recipe: Recipe,
+    vocab_size: int | None = None,
+    sample_bytes: int = 16_000_000,
+    force: bool = False,
+    kind: TokenizerKind | None = None,
 ) -> None:
     """Train a BPE tokenizer on the recipe's sources.
 
-    The tokenizer has Llama 2's style and is saved in the folder that the recipe names.
+    The tokenizer is saved in the folder that the recipe names.
 
     Examples:
         tinyllama tokenizer train mine.yaml
-        tinyllama tokenizer train mine.yaml --vocab-size 32000 --name other
+        tinyllama tokenizer train mine.yaml --vocab-size 32000 --kind bytelevel
 
     Args:
-        vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens; by default the recipe's
+        vocab_size: Vocabulary size, including the special tokens and 256 byte tokens; by default the recipe's
             vocab_size, or 8192.
+        kind: Kind of the tokenizer: like Llama 2's (SentencePiece), or a byte-level BPE like Llama 3's; by default the
+            recipe's tokenizer_kind.
         sample_bytes: Bytes of text to train on, sampled from the sources in proportion to their weights.
         force: Replace an existing tokenizer, unless the recipe's store or run was made with it.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
-    echo(str(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force)))
+    echo(str(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force, kind)))
     echo_next(recipe.command("prepare"))
 
 
@@ -62,14 +68,15 @@ def tokenizer_import(
 ) -> None:
     """Convert a tokenizer.model to a tokenizer folder.
 
-    The command checks that the ids equal those of SentencePiece.
+    The file is a SentencePiece model, like Llama 2's, or a tiktoken rank file, like Llama 3's. The command checks that
+    the ids equal those of SentencePiece or tiktoken.
 
     Examples:
-        tinyllama tokenizer import path/to/tokenizer.model tokenizers/llama2
+        tinyllama tokenizer import path/to/tokenizer.model tokenizers/llama3
         tinyllama tokenizer import OWNER/NAME tokenizers/theirs
 
     Args:
-        source: A tokenizer.model file, or a folder or hub repository that contains one.
+        source: A tokenizer.model or .tiktoken file, or a folder or hub repository that contains a tokenizer.model.
         directory: Output folder.
     """
     from tinyllama.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.prepare.sources import InputFile, compression_of, file_kind, list_files, text_field
 from tinyllama.prepare.store_warnings import HELD_OUT, no_document_error
 from tinyllama.progress import BYTES, Bar
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import Recipe, Source, TokenizerKind
 from tinyllama.recipe.loading import printable
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.text import TextLike, hash_text, iter_utf8_chunks, to_str, utf8_boundary_before
@@ -103,18 +103,23 @@ class TrainedTokenizer:
 
 
 def train_recipe_tokenizer(
-    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = SAMPLE_BYTES, force: bool = False
+    recipe: Recipe,
+    vocab_size: int | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
+    force: bool = False,
+    kind: TokenizerKind | None = None,
 ) -> TrainedTokenizer:
-    """Train a Llama-style BPE on a sample of the recipe's sources, and save it in the folder that the recipe names.
+    """Train a BPE on a sample of the recipe's sources, and save it in the folder that the recipe names.
 
-    If `vocab_size` is None, the recipe's `vocab_size` is used, or 8,192 without it. Raises InputError if a source has
+    If `vocab_size` is None, the recipe's `vocab_size` is used, or 8,192 without it. If `kind` is None, the recipe's
+    `tokenizer_kind` is used. Raises InputError if a source has
     no text to train on, or if the folder contains a tokenizer. With `force`, this tokenizer is replaced, unless the
     recipe's store or run was made with it or the folder has other files.
     """
     folder = Path(recipe.tokenizer)
     _check_tokenizer_folder(recipe, folder, force)
     sample: dict[str, SourceSample] = {}
-    text = training_text(sample_texts(recipe, sample_bytes, sample))
+    text = training_text(sample_texts(recipe, sample_bytes, sample), kind=kind or recipe.tokenizer_kind)
     if vocab_size is None:
         vocab_size = recipe.vocab_size or _VOCAB_SIZE
     train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)

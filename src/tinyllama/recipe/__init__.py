@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tinyllama.errors import InputError
-from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Cleaning, Data, Source
+from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Cleaning, Data, Source, TokenizerKind
 from tinyllama.recipe.loading import (
     NAME_PATTERN,
     Count,
@@ -42,7 +42,8 @@ from tinyllama.recipe.run_schema import ActivationCheckpointing, Checkpoint, Gua
 
 __all__ = [
     "SLIMPAJAMA_SUBSETS", "ActivationCheckpointing", "Cleaning", "Guard", "Model", "Optimizer", "Parallel", "Recipe",
-    "Release", "RopeScaling", "Schedule", "Source", "Track", "bundled_recipes", "differences", "flatten",
+    "Release", "RopeScaling", "Schedule", "Source", "TokenizerKind", "Track", "bundled_recipes", "differences",
+    "flatten",
 ]  # fmt: skip
 
 
@@ -202,6 +203,8 @@ class Recipe(RecipeModel):
     vocab_size: Count | None = None
     """Vocabulary size of a tokenizer that `tokenizer train` trains; null means 8192. An existing tokenizer keeps its
     size."""
+    tokenizer_kind: TokenizerKind = "llama2"
+    """Kind of tokenizer that `tokenizer train` trains."""
     data: Data
     """Text sources and the token store."""
     model: Model
@@ -293,7 +296,7 @@ class Recipe(RecipeModel):
 
 # Fields for locations, names, parallelism, monitoring and storage do not change the weights beyond rounding.
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
-    r"name$|tokenizer$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
+    r"name$|tokenizer(_kind)?$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences|sample_prompts)$"
     r"|train\.evaluate_(every_steps|tasks|limit)$"

@@ -28,6 +28,8 @@ SLIMPAJAMA_SUBSETS = (
     "RedPajamaWikipedia",
     "RedPajamaStackExchange",
 )
+TokenizerKind = Literal["llama2", "bytelevel"]
+"""Kinds of tokenizers that `tokenizer train` trains."""
 SlurmOption = Literal[
     "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
     "nodelist", "prefer", "priority", "qos", "reservation", "tmp", "wckey",
@@ -155,9 +157,9 @@ class SpecialTokens(RecipeModel):
     """Special tokens around each document in the token store."""
 
     bos: bool = True
-    """Put the BOS token `<s>` before each document."""
+    """Put the tokenizer's BOS token, such as `<s>`, before each document."""
     eos: bool = True
-    """Put the EOS token `</s>` after each document."""
+    """Put the tokenizer's EOS token, such as `</s>`, after each document."""
 
 
 class MixtureStage(RecipeModel):

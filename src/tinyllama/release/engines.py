@@ -173,7 +173,7 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
 
     def logits(ids: list[int]) -> Any:
         model.eval(ids)
-        return model.scores[model.n_tokens - len(ids) : model.n_tokens].astype(np.float64)
+        return model.scores[model.n_tokens - len(ids) : model.n_tokens]
 
     continuations = []
     for entry in entries:
@@ -187,15 +187,15 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
             read = ids[-1:]
         continuations.append(ids)
     model.reset()
-    rows = logits(scored)[:-1]
-    top = rows.max(-1)
-    nats = top + np.log(np.exp(rows - top[:, None]).sum(-1)) - rows[np.arange(len(rows)), scored[1:]]
+    # row by row, because the float64 logits of a long text may need more memory than the model
+    rows = (row.astype(np.float64) for row in logits(scored)[:-1])
+    nats = [np.logaddexp.reduce(row) - row[token] for row, token in zip(rows, scored[1:], strict=True)]
     special = {"bos": model.token_bos(), "eos": model.token_eos()}
     return {
         "special": {name: None if number < 0 else number for name, number in special.items()},
         "texts": [model.tokenize(entry["text"].encode(), add_bos=True) for entry in reference["texts"]],
         "continuations": continuations,
-        "nats_per_token": float(nats.mean()),
+        "nats_per_token": float(np.mean(nats)),
     }
 
 
@@ -272,7 +272,19 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging as transformers_logging
 
+    settings = _ctranslate2_settings(source)
+
     class Converter(TransformersConverter):  # type: ignore[misc]
+        def _load(self) -> Any:
+            """Return the converted model with the attention settings that the engine reads but the converter omits.
+
+            Without these settings, CTranslate2 applies no scaling of Llama 3, and assumes heads of width dim / heads.
+            """
+            specification = super()._load()
+            for layer in specification.decoder.layer:
+                vars(layer.self_attention).update(settings)
+            return specification
+
         def load_model(self, *arguments: Any, **options: Any) -> Any:
             """Load a model and copy its weights; a mapped file would stay in memory until its last weight is freed."""
             model = super().load_model(*arguments, **options)
@@ -282,6 +294,19 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
     transformers_logging.disable_progress_bar()
     Converter(source, copy_files=list(files), trust_remote_code=False).convert(folder, quantization=kind)
+
+
+def _ctranslate2_settings(source: str) -> dict[str, Any]:
+    """Return attention settings of CTranslate2 from a config.json."""
+    import numpy as np
+
+    config = json.loads((Path(source) / "config.json").read_text())
+    rope = config["rope_parameters"]
+    settings: dict[str, Any] = {"head_dim": np.int32(config["head_dim"])}
+    if rope["rope_type"] == "llama3":
+        settings["rotary_scaling_factor"] = np.float32(rope["factor"])
+        settings["original_max_position_embeddings"] = np.int32(rope["original_max_position_embeddings"])
+    return settings
 
 
 ENGINES = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tinyllama.errors import InputError
 from tinyllama.loading import HuggingFaceLlama, Safetensors
+from tinyllama.model.rope import rope_frequencies
 from tinyllama.recipe import Model
 from tinyllama.release.engines import run_conversion
 from tinyllama.release.formats import CHAT_TEMPLATE
@@ -52,9 +53,10 @@ def _write_f16(path: Path, source: HuggingFaceLlama, name: str) -> None:
     if (source.folder / CHAT_TEMPLATE).is_file():
         writer.add_chat_template((source.folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     tensors = Safetensors(source.files())
-    names = tensor_names(tensors, source.config)
-    for gguf_name, hf_name in names.items():
-        shape = tensors[hf_name].shape
+    names, factors = tensor_names(tensors, source.config), rope_factors(source.config)
+    shapes = {gguf_name: tensors[hf_name].shape for gguf_name, hf_name in names.items()}
+    shapes |= {gguf_name: tensor.shape for gguf_name, tensor in factors.items()}
+    for gguf_name, shape in shapes.items():
         dtype = np.dtype(np.float32 if len(shape) == 1 else np.float16)
         writer.add_tensor_info(gguf_name, shape, dtype, shape.numel() * dtype.itemsize)
     writer.write_header_to_file()
@@ -62,6 +64,8 @@ def _write_f16(path: Path, source: HuggingFaceLlama, name: str) -> None:
     writer.write_ti_data_to_file()
     for hf_name in names.values():
         writer.write_tensor_data(_convert_tensor(hf_name, tensors[hf_name], source.config).numpy())
+    for tensor in factors.values():
+        writer.write_tensor_data(tensor.numpy())
     writer.close()
 
 
@@ -78,8 +82,13 @@ def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> 
     writer.add_feed_forward_length(shape.ffn_dim)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
+    if shape.rope_scaling and shape.rope_scaling.type == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(shape.rope_scaling.factor)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
 
 
@@ -93,6 +102,17 @@ def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
     if shape.tie_embeddings:
         names.pop("lm_head.weight", None)
     return {gguf_name: hf_name for hf_name, gguf_name in names.items() if gguf_name is not None}
+
+
+def rope_factors(shape: Model) -> dict[str, Tensor]:
+    """Return the tensor by which llama.cpp divides the rotary frequencies of Llama 3's scaling, float32[E/2], by name.
+
+    GGUF has a setting for linear scaling, so only Llama 3's scaling needs the tensor.
+    """
+    if shape.rope_scaling is None or shape.rope_scaling.type != "llama3":
+        return {}
+    unscaled = rope_frequencies(shape.model_copy(update={"rope_scaling": None}))
+    return {f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight": unscaled / rope_frequencies(shape)}
 
 
 def _convert_tensor(name: str, tensor: Tensor, shape: Model) -> Tensor:

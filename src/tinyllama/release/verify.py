@@ -18,8 +18,10 @@ from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
 from tinyllama.formatting import format_table
 from tinyllama.loading import HuggingFaceLlama, check_model_folder
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar
+from tinyllama.recipe import Model
 from tinyllama.release.engines import EngineOutput, crash_line, run_engine
 from tinyllama.release.formats import LIBRARIES, ReleasedFormat, list_formats, require_libraries
 from tinyllama.runs.run_dir import ReleaseDir
@@ -30,6 +32,11 @@ Reference = dict[str, Any]
 NEW_TOKENS = 32
 PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
 NUM_VOCABULARY_TOKENS = 300
+TOKENS_BEYOND_ORIGINAL_CONTEXT = 128
+"""Number of scored tokens beyond the original context of a model with scaled rotary frequencies."""
+# A model of 1.1B parameters with Llama 2's vocabulary can be scored on 2,700 tokens, one with Llama 3's on 2,092.
+MAX_SCORED_COMPUTE, MAX_SCORED_LOGITS = 3 * 10**12, 1 << 28
+"""Limits of tokens times parameters, and of tokens times vocabulary size; TEXT itself is always scored."""
 # Texts that converters or tokenizers are known to get wrong: repeated spaces, control characters, special tokens, and
 # other writing systems.
 # fmt: off
@@ -70,6 +77,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
     """Compute the reference for `verify`: the outputs of a float32 model on the CPU.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
+    With scaled rotary frequencies, a longer text is scored, and its last tokens but NEW_TOKENS are a further prompt.
     The model's weights are first rounded to bf16 in place, because exported weights are in bf16. The margin of a token
     in a continuation is its logit minus the second largest logit. EOS is never chosen, so a continuation has fewer than
     NEW_TOKENS tokens only if it reaches the context length.
@@ -78,15 +86,48 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
     texts = [*TOKENIZER_TEST_TEXTS, _text_of_tokens(tokenizer)]
-    scored = (tokenizer.bos_prefix + tokenizer.encode(TEXT))[: model.config.context_length]
-    logits = model(torch.tensor([scored]))[0, :-1]
+    context_length, original = model.config.context_length, _original_context(model.config)
+    scored = _scored_ids(tokenizer, model, original)
+    prompts = [(tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context_length // 2)] for text in PROMPTS]
+    if original:
+        prompts.append(scored[: max(1, len(scored) - NEW_TOKENS)])
     return {
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "texts": [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in texts],
-        "continuations": [_continue(model, tokenizer, prompt) for prompt in PROMPTS],
-        "scored": {"ids": scored, "nats_per_token": float(F.cross_entropy(logits, torch.tensor(scored[1:])))},
+        "continuations": [_continue(model, prompt, tokenizer.eos_id) for prompt in prompts],
+        "scored": {"ids": scored, "nats_per_token": _score(model, scored), "original_context": original},
     }
+
+
+def _score(model: Llama, ids: list[int]) -> float:
+    logits = model(torch.tensor([ids]))[0, :-1]
+    return float(F.cross_entropy(logits, torch.tensor(ids[1:])))
+
+
+def _original_context(config: Model) -> int | None:
+    """Return the context length before the rotary frequencies were scaled, or None if they are not scaled."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    return scaling.original_context_length or int(config.context_length / scaling.factor)
+
+
+def _scored_ids(tokenizer: Tokenizer, model: Llama, original: int | None) -> list[int]:
+    """Return the ids of TEXT, followed by its words in random order if the text reaches beyond the original context.
+
+    Random order keeps the text from repeating, because repeated text is easy to predict.
+    """
+    ids = tokenizer.bos_prefix + tokenizer.encode(TEXT)
+    if original:
+        parameters = num_parameters(model.config, model.vocab_size)
+        affordable = min(MAX_SCORED_COMPUTE // parameters, MAX_SCORED_LOGITS // model.vocab_size)
+        count = max(len(ids), min(original + TOKENS_BEYOND_ORIGINAL_CONTEXT, affordable))
+        words, order = TEXT.split(), random.Random(0)
+        while len(ids) < count:
+            ids += tokenizer.encode(" ".join(order.sample(words, len(words))))
+        ids = ids[:count]
+    return ids[: model.config.context_length]
 
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
@@ -97,17 +138,15 @@ def _text_of_tokens(tokenizer: Tokenizer) -> str:
     return "".join(chosen)
 
 
-def _continue(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+def _continue(model: Llama, prompt: list[int], eos_id: int | None) -> dict[str, Any]:
     """Return a greedy continuation of a prompt, with the margin of each token in logits."""
-    context_length = model.config.context_length
-    prompt = (tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context_length // 2)]
-    count = min(NEW_TOKENS, context_length - len(prompt))
-    caches = model.new_caches(1, context_length)
+    count = min(NEW_TOKENS, model.config.context_length - len(prompt))
+    caches = model.new_caches(1, len(prompt) + count)
     read, ids, margins = torch.tensor([prompt]), [], []
     for _ in range(count):
         logits = model(read, caches)[0, -1]
-        if tokenizer.eos_id is not None:
-            logits[tokenizer.eos_id] = -torch.inf
+        if eos_id is not None:
+            logits[eos_id] = -torch.inf
         best, tokens = logits.topk(2)
         ids.append(int(tokens[0]))
         margins.append(float(best[0] - best[1]))
@@ -298,9 +337,11 @@ def _verify_continuations(subject: str, reference: Reference, output: EngineOutp
 
 
 def _verify_loss(subject: str, reference: Reference, output: EngineOutput, tolerance: float) -> Check:
-    expected, found = reference["scored"]["nats_per_token"], output["nats_per_token"]
+    scored, found = reference["scored"], output["nats_per_token"]
+    expected, original = scored["nats_per_token"], scored.get("original_context")
     difference = found / expected - 1
-    columns = (f"{expected:.4f} ± {tolerance:.2%}", f"{found:.4f} ({difference:+.3%})")
+    covered = f", {len(scored['ids']):,} tokens (original context {original:,})" if original else ""
+    columns = (f"{expected:.4f} ± {tolerance:.2%}{covered}", f"{found:.4f} ({difference:+.3%})")
     return Check(subject, "nats per token", *columns, abs(difference) <= tolerance)
 
 

@@ -25,23 +25,15 @@ from tinyllama.tokenizer.backends import (
     fit_to_embedding,
     read_tokenizer,
 )
-from tinyllama.tokenizer.conversion import pre_tokenizer_steps, token_bytes
-from tinyllama.tokenizer.encoder import (
-    BYTE_LEVEL_STEP,
-    DIGITS_STEP,
-    Encoder,
-    TokenIds,
-    create_encoder,
-    iter_utf8_chunks_strict,
-)
+from tinyllama.tokenizer.byte_level import LLAMA_CPP_NAMES, known_pre_tokenizer, pre_tokenizer_steps
+from tinyllama.tokenizer.conversion import token_bytes
+from tinyllama.tokenizer.encoder import Encoder, TokenIds, create_encoder, iter_utf8_chunks_strict
 
 # If a GGUF file names no EOS token, llama.cpp ends a text at a fixed id instead, which may be the id of any token.
 _REQUIRED_TOKENS = {"gguf": ("eos",), "ctranslate2": ("bos", "eos")}
 """Special tokens that a release format needs."""
 SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 """Names of the files that `Tokenizer.save` writes."""
-_PRE_TOKENIZER_NAMES = (([BYTE_LEVEL_STEP], "gpt-2"), ([DIGITS_STEP, BYTE_LEVEL_STEP], "smollm"))
-"""Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each pre-tokenizer."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
@@ -87,6 +79,12 @@ class Tokenizer:
     def bos_prefix(self) -> list[int]:
         """Ids that a released model expects before a prompt, such as BOS for Llama-style tokenizers; may be empty."""
         return self._backend.bos_prefix
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the first token of a text begins with a space that is not in the text, as in Llama 2."""
+        tokens = self._backend.tokens
+        return b"".join(token_bytes(tokens[number]) for number in self.encode("a")).startswith(b" ")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS; `<s>` in the text is encoded as plain text.
@@ -213,15 +211,16 @@ def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
     Raises InputError if llama.cpp has no equivalent pre-tokenizer.
     """
     document, model = backend.document, backend.document["model"]
-    changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
+    name, ignore_merges = LLAMA_CPP_NAMES.get(known_pre_tokenizer(document) or "", (None, False))
+    changes = [key for key in ("dropout", "end_of_word_suffix") if model.get(key)]
+    if bool(model.get("ignore_merges")) != ignore_merges:
+        changes.append("without ignore_merges" if ignore_merges else "ignore_merges")
     if document.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):
         changes.append("normalizer")
-    steps = pre_tokenizer_steps(document)
-    name = next((name for rules, name in _PRE_TOKENIZER_NAMES if rules == steps), None)
     if name is None or changes or not backend.is_byte_level or model.get("type") != "BPE":
-        found = ", ".join(str(step.get("type")) for step in steps) or "no pre-tokenizer"
+        found = ", ".join(str(step.get("type")) for step in pre_tokenizer_steps(document)) or "no pre-tokenizer"
         kind = " ".join([f"{model.get('type')} of {found}", *changes])
-        raise _refusal(backend, "gguf", kind, "use a tokenizer like Llama 2's, GPT-2's or SmolLM2's")
+        raise _refusal(backend, "gguf", kind, "use a tokenizer like Llama 2's, Llama 3's, GPT-2's or SmolLM2's")
     return name
 
 

@@ -18,6 +18,7 @@ import tokenizers
 
 from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import read_regular_file, replacement_remedy
+from tinyllama.tokenizer.byte_level import BOS, EOS
 from tinyllama.tokenizer.conversion import (
     BYTES,
     LLAMA_NORMALIZER,
@@ -33,6 +34,7 @@ from tinyllama.tokenizer.conversion import (
     sentencepiece_tokens,
     with_bos_template,
 )
+from tinyllama.tokenizer.ranks import check_conversion, convert_ranks, is_rank_file, parse_ranks
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,8 +45,6 @@ _TRAINING_OPTIONS = (
     "treat_whitespace_as_suffix=false, no user_defined_symbols"
 )
 """Options of SentencePiece's trainer for a tokenizer that has an equivalent tokenizer.json."""
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
-"""Pattern of a line in Llama 3's tokenizer.model."""
 
 
 class SentencePieceBackend:
@@ -69,7 +69,7 @@ class SentencePieceBackend:
         except (RuntimeError, ValueError, DecodeError):
             self.tokens = []
         if not self.tokens:
-            raise InputError(f"{name}: not a complete SentencePiece model; {_model_remedy(model)}")
+            raise InputError(f"{name}: not a complete SentencePiece model; {replacement_remedy(model)}")
         trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
         check_charsmap(name, normalizer.precompiled_charsmap)
         if trainer.model_type != TrainerSpec.BPE:
@@ -352,8 +352,9 @@ def read_tokenizer(source: str | Path) -> Backend:
             raise InputError(
                 f"{source}: no tokenizer.json and no tokenizer.model; name a folder that has one, or the file itself"
             )
-    if path.suffix == ".model":
-        return SentencePieceBackend(str(path), read_regular_file(path))
+    if path.suffix in (".model", ".tiktoken"):
+        data = read_regular_file(path)
+        return _from_ranks(str(path), data) if is_rank_file(data) else SentencePieceBackend(str(path), data)
     settings, model = path.with_name("tokenizer_config.json"), path.with_name("tokenizer.model")
     return HuggingFaceBackend(
         str(path),
@@ -363,10 +364,12 @@ def read_tokenizer(source: str | Path) -> Backend:
     )
 
 
-def _model_remedy(model: bytes) -> str:
-    if _TIKTOKEN.match(model):
-        return "it is a tiktoken vocabulary, like that of Llama 3; use the tokenizer.json of the same tokenizer"
-    return replacement_remedy(model)
+def _from_ranks(name: str, data: bytes) -> HuggingFaceBackend:
+    """Return the backend of a tiktoken rank file, whose ids are compared with those of tiktoken's definition."""
+    ranks = parse_ranks(name, data)
+    backend = HuggingFaceBackend(name, convert_ranks(name, ranks), {"bos_token": BOS, "eos_token": EOS})
+    check_conversion(name, ranks, backend.tokenizer)
+    return backend
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -155,13 +155,6 @@ def canonical_form(
     }
 
 
-def pre_tokenizer_steps(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the steps of a tokenizer.json's pre-tokenizer, without the option trim_offsets, which changes no ids."""
-    step = document.get("pre_tokenizer") or {}
-    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
-    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
-
-
 def token_bytes(token: Token) -> bytes:
     """Return the UTF-8 bytes that a token adds to a text; a special token adds no bytes."""
     match token.type:

@@ -1,8 +1,9 @@
 """Places where a text may be cut so that the known pre-tokenizers split both parts as they split the complete text.
 
-The pre-tokenizers (`KNOWN_STEPS` of the encoder) match one regular expression from left to right, without lookbehind.
-A text that starts at the start of a pretoken is therefore always split in the same way. The cut may also be inside a
-run of characters of one class that is one pretoken, if its second part alone gives a pretoken with the same end.
+The pre-tokenizers (`PRE_TOKENIZERS` of `byte_level`) match one regular expression from left to right, without
+lookbehind. A text that starts at the start of a pretoken is therefore always split in the same way. The cut may also be
+inside a run of characters of one class that is one pretoken, if its second part alone gives a pretoken with the same
+end.
 """
 
 import sys

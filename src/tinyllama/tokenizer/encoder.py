@@ -10,6 +10,7 @@ also the best pair of this window, so the merge is the window's next merge, whic
 
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import chain, count
@@ -22,36 +23,18 @@ from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.hardware import resident_memory_bytes
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.backends import Backend, HuggingFaceBackend
+from tinyllama.tokenizer.byte_level import BYTE_LEVEL_STEP, DIGITS_STEP, known_pre_tokenizer, pre_tokenizer_steps
 from tinyllama.tokenizer.conversion import (
     BYTE_LEVEL,
     LLAMA_PIPELINE,
     SPACE,
     edge_case_texts,
-    pre_tokenizer_steps,
     token_bytes,
 )
 from tinyllama.tokenizer.cuts import UNASSIGNED, Cuts
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
-BYTE_LEVEL_STEP = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-DIGITS_STEP = {"type": "Digits", "individual_digits": True}
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-KNOWN_STEPS = (
-    [BYTE_LEVEL_STEP],  # GPT-2
-    [DIGITS_STEP, BYTE_LEVEL_STEP],  # SmolLM
-    *(
-        [
-            {"type": "Split", "pattern": {"Regex": digits.join(_WORDS)}, "behavior": "Isolated", "invert": False},
-            BYTE_LEVEL_STEP | {"use_regex": False},
-        ]
-        for digits in ("{1,3}", "")  # Llama 3, Qwen 2
-    ),
-)
-"""Pre-tokenizers whose pretokens stay the same if a text is cut at a place of `Cuts`."""
 _SEPARATOR = b"\xff"  # never occurs in UTF-8
 
 WINDOW = 1 << 20
@@ -189,6 +172,8 @@ class Encoder:
             self._num_unchecked = 0
             if resident_memory_bytes() > self._memory + _MAX_GROWTH:
                 self._load()
+        if not (self._is_llama_style or _is_assigned(text)):
+            return np.array(self._encode_exactly(text), np.uint32)
         if not self._is_normalized(text):
             if any(content in text for content in self.added):  # found before the text is normalized
                 return np.array(self._encode_exactly(text), np.uint32)
@@ -203,19 +188,16 @@ class Encoder:
         return (
             self._normalizer is None
             or text.isascii()
-            or (unicodedata.is_normalized("NFC", text) and UNASSIGNED not in map(unicodedata.category, set(text)))
+            or (unicodedata.is_normalized("NFC", text) and _is_assigned(text))
         )
 
     def _encode_with_digits(self, text: str) -> TokenIds:
         """Encode a text as its digits and the parts between them, which gigatoken splits into pretokens by itself."""
         from gigatoken import BytesSource  # noqa: PLC0415
 
-        categories = {character: unicodedata.category(character) for character in set(text)}
-        if UNASSIGNED in categories.values():
-            return np.array(self._encode_exactly(text), np.uint32)
         data = text.encode()
-        for character, category in categories.items():
-            if category[0] == "N":
+        for character in set(text):
+            if unicodedata.category(character)[0] == "N":
                 data = data.replace(character.encode(), _SEPARATOR + character.encode() + _SEPARATOR)
         parts = self._gigatoken.encode_batch_list(BytesSource(data, _SEPARATOR), parallel=False)
         return np.fromiter(chain.from_iterable(parts), np.uint32)
@@ -226,6 +208,11 @@ class Encoder:
         self._gigatoken: Any = None  # frees the memory of the present encoder first
         self._gigatoken = load_hf_json(self._json)
         self._num_unchecked, self._memory = 0, resident_memory_bytes()
+
+
+def _is_assigned(text: str) -> bool:
+    """Return whether Python knows all characters of a text; other versions of Unicode may classify an unknown one."""
+    return text.isascii() or UNASSIGNED not in map(unicodedata.category, set(text))
 
 
 def create_encoder(backend: Backend) -> Encoder | None:
@@ -257,10 +244,21 @@ def _has_exact_ids(encoder: Encoder, backend: Backend) -> bool:
     names = [token.text for token in tokens if token.type == "special"] + encoder.added
     texts = [token_bytes(token).decode(errors="ignore") for token in tokens if token.type != "byte"]
     sample = random.Random(0).sample(texts, min(len(texts), _CHECKED_TOKENS))
-    for text in (*edge_case_texts(sample), "a".join(names), " ".join(names)):
+    for text in (*edge_case_texts(sample), "a".join(names), " ".join(names), _classified_characters(texts)):
         if np.concatenate([*encoder.encode(text), np.empty(0, np.uint32)]).tolist() != backend.encode(text):
             return False
     return True
+
+
+def _classified_characters(tokens: list[str]) -> str:
+    """Return assigned characters of all scripts, each before a token that is split only after some classes.
+
+    After a letter, a pre-tokenizer of Llama 3 begins a word with the sign of the token `.e`. After another sign, it
+    does not. The ids of two libraries thus differ if the libraries' versions of Unicode do.
+    """
+    token = next((token for token in tokens if re.fullmatch(r"[!-/][a-z]+", token)), ".e")
+    characters = (chr(code) for code in range(0x80, 0x110000, 7) if not 0xD800 <= code < 0xE000)
+    return token.join(character for character in characters if _is_assigned(character))
 
 
 def supported_document(backend: Backend) -> dict[str, Any] | None:
@@ -281,7 +279,7 @@ def supported_document(backend: Backend) -> dict[str, Any] | None:
         model.get("type") == "BPE"
         and not any(model.get(key) for key in changes)
         and normalizer in (None, {"type": "NFC"})
-        and pre_tokenizer_steps(document) in KNOWN_STEPS
+        and known_pre_tokenizer(document) is not None
         and not any(token.get(key) for token in added for key in ("single_word", "lstrip", "rstrip", "normalized"))
     )
     return document | {"added_tokens": added, "normalizer": normalizer} if is_supported else None

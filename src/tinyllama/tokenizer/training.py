@@ -1,34 +1,44 @@
-"""Training of a Llama-style tokenizer on documents.
+"""Training of a Llama 2-style or a byte-level tokenizer on documents.
 
-SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
-punctuation. Training a vocabulary of 8,192 tokens on 22 MB of text takes 5 s on one core. After training, tokens that
-consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run of spaces and the token
-`▁return`, which is the same in prose and code.
+SentencePiece trains the Llama 2-style tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits
+and punctuation. Training a vocabulary of 8,192 tokens on 22 MB of text takes 5 s on one core. After training, tokens
+that consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run of spaces and the token
+`▁return`, which is the same in prose and code. `tokenizers` trains the byte-level tokenizer, which splits a text like
+Llama 3's.
 """
 
 import hashlib
 import heapq
 import io
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import tokenizers
 from sentencepiece import SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
+from tinyllama.recipe import TokenizerKind
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.backends import SentencePieceBackend
-from tinyllama.tokenizer.conversion import SPACE, edge_case_texts
+from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
+from tinyllama.tokenizer.byte_level import BOS, EOS, byte_level_json
+from tinyllama.tokenizer.conversion import BYTES, SPACE, edge_case_texts
 from tinyllama.tokenizer.encoder import iter_utf8_chunks_strict
 
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
+CHECKED_CHARACTERS = 1_000_000
 SPACES_SCORE = -1e9
+_NAME = "the trained tokenizer"
 RESERVED = "\u2585"
 """Character that SentencePiece's trainer uses for unknown characters; it silently drops lines with this character."""
 # Newlines, tabs and other control characters are encoded as bytes, as in Llama 2. Lines are also split before the last
@@ -39,11 +49,14 @@ _LINE_ENDS = re.compile(rf"[\x00-\x1f\x7f{RESERVED}]+|(?<= )(?= [^ ])")
 
 @dataclass(frozen=True)
 class TrainingText:
-    """The lines that a tokenizer is trained on."""
+    """The texts that a tokenizer is trained on."""
 
     lines: list[str]
+    """Parts of the documents: lines for the kind `llama2`, longer excerpts for `bytelevel`."""
     unused: dict[str, int]
     """Number of unused characters of the documents, by reason; reasons with a count of 0 are absent."""
+    kind: TokenizerKind = "llama2"
+    """Kind of the tokenizer."""
 
     @property
     def num_characters(self) -> int:
@@ -56,8 +69,10 @@ class TrainingText:
         return f"trained on {self.num_characters:,} characters" + (f"; not used: {unused}" if unused else "")
 
 
-def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS) -> TrainingText:
-    """Sample the documents, split the sample into lines for SentencePiece, and count the unused characters.
+def training_text(
+    texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS, kind: TokenizerKind = "llama2"
+) -> TrainingText:
+    """Sample the documents, and count the unused characters; for `llama2`, split the sample into SentencePiece's lines.
 
     The sample does not depend on the order of the documents.
     """
@@ -70,50 +85,77 @@ def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTER
             yield text
 
     excerpts = sample_excerpts(count_characters(), num_characters)
-    lines = [line for excerpt in excerpts for line in _LINE_ENDS.split(excerpt) if line]
-    sampled, reserved = sum(map(len, excerpts)), sum(excerpt.count(RESERVED) for excerpt in excerpts)
-    counts = {
-        f"beyond the sample of {num_characters:,}": seen - sampled,
-        "control characters": sampled - sum(map(len, lines)) - reserved,
-        "of U+2585, which SentencePiece reserves": reserved,
-    }
-    return TrainingText(lines, {reason: count for reason, count in counts.items() if count})
+    lines, counts = excerpts, {f"beyond the sample of {num_characters:,}": seen - sum(map(len, excerpts))}
+    if kind == "llama2":
+        lines = [line for excerpt in excerpts for line in _LINE_ENDS.split(excerpt) if line]
+        reserved = sum(excerpt.count(RESERVED) for excerpt in excerpts)
+        counts |= {
+            "control characters": sum(map(len, excerpts)) - sum(map(len, lines)) - reserved,
+            "of U+2585, which SentencePiece reserves": reserved,
+        }
+    return TrainingText(lines, {reason: count for reason, count in counts.items() if count}, kind)
 
 
 def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
-    """Train a Llama-style BPE of `vocab_size` tokens.
+    """Train a BPE of `vocab_size` tokens, of the kind that the text was made for.
 
-    Ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. Raises InputError if there is no text,
-    or too little text for `vocab_size` tokens.
+    Llama 2-style: ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. Byte-level: the first 256
+    ids are the bytes, and the last two are BOS and EOS. Raises InputError if there is no text, or too little text for
+    `vocab_size` tokens.
     """
-    if not text.lines:
+    if not any(text.lines):
         raise InputError("tokenizer training: the texts are empty; give documents that contain words")
     with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
         bar.show(0, f"from {text.num_characters:,} characters")
-        model = None
-        with suppress(InputError):  # the second call of _train raises the same error, with the correct limit
-            model = _train(text.lines, vocab_size)
-        if model is None or not any(piece.piece == SPACE for piece in model.pieces):
-            # SentencePiece drops rare characters; the option required_chars keeps the space
-            model = _train(text.lines, vocab_size, required_chars=SPACE)
+        train = _train_llama_style if text.kind == "llama2" else _train_byte_level
+        tokenizer = train(text.lines, vocab_size)
         bar.show(vocab_size)
+    _check_decoding(tokenizer, text)
+    return tokenizer
+
+
+def _train_llama_style(lines: list[str], vocab_size: int) -> Tokenizer:
+    model = None
+    with suppress(InputError):  # the second call of _train raises the same error, with the correct limit
+        model = _train(lines, vocab_size)
+    if model is None or not any(piece.piece == SPACE for piece in model.pieces):
+        # SentencePiece drops rare characters; the option required_chars keeps the space
+        model = _train(lines, vocab_size, required_chars=SPACE)
     for piece in model.pieces:
         if not piece.piece.strip(SPACE):
             piece.score = SPACES_SCORE
     model.normalizer_spec.add_dummy_prefix = True
-    tokenizer = Tokenizer(SentencePieceBackend("the trained tokenizer", model.SerializeToString()))
-    _check_decoding(tokenizer, text.lines[:CHECKED_LINES])
-    return tokenizer
+    return Tokenizer(SentencePieceBackend(_NAME, model.SerializeToString()))
 
 
-def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Check that decoding the encoded text restores it, for the lines and the edge cases.
+def _train_byte_level(texts: list[str], vocab_size: int) -> Tokenizer:
+    special = (BOS, EOS)
+    if vocab_size < (needed := len(BYTES) + len(special)):
+        reason = f"the bytes and special tokens alone need {needed}; raise the vocabulary size"
+        raise _training_error(texts, vocab_size, reason)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads do not survive the fork of prepare's workers
+    model = tokenizers.Tokenizer.from_str(json.dumps(byte_level_json([], [])))
+    trainer = BpeTrainer(
+        vocab_size=vocab_size - len(special), initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    model.train_from_iterator(texts, trainer)
+    trained = json.loads(model.to_str())["model"]
+    if (size := len(trained["vocab"]) + len(special)) < vocab_size:
+        reason = f"the texts contain too few different words; use a vocabulary size of at most {size}"
+        raise _training_error(texts, vocab_size, reason)
+    document = byte_level_json(sorted(trained["vocab"], key=trained["vocab"].get), trained["merges"])
+    return Tokenizer(HuggingFaceBackend(_NAME, document, {"bos_token": BOS, "eos_token": EOS}))
 
-    Each U+2581 is first replaced by a space. Raises InputError if a text changes.
+
+def _check_decoding(tokenizer: Tokenizer, trained_on: TrainingText) -> None:
+    """Check that decoding the encoded text restores it, for a part of the training text and the edge cases.
+
+    For a Llama 2-style tokenizer, each U+2581 is first replaced by a space. Raises InputError if a text changes.
     """
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
-    for text in (*edge_case_texts(tokens), "\n".join(lines)):
-        spaced = text.replace(SPACE, " ")
+    part = "\n".join(trained_on.lines[:CHECKED_LINES])[:CHECKED_CHARACTERS]
+    for text in (*edge_case_texts(tokens), part):
+        spaced = text.replace(SPACE, " ") if trained_on.kind == "llama2" else text
         if tokenizer.decode(tokenizer.encode(spaced)) != spaced:
             raise InputError(
                 f"tokenizer training: the trained vocabulary changes the text {spaced[:40]!r}, so the tokenizer is not "
@@ -164,6 +206,10 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
         if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
             reason = f"its characters, the bytes and special tokens alone need {needed[1]}; raise the vocabulary size"
         reason = re.sub(r"\. Please set it to a value <= (\d+)\.", r"; use a vocabulary size of at most \1", reason)
-        size = sum(map(len, lines))
-        raise InputError(f"tokenizer training: {vocab_size} tokens from {size:,} characters: {reason}") from None
+        raise _training_error(lines, vocab_size, reason) from None
     return ModelProto.FromString(model.getvalue())
+
+
+def _training_error(texts: list[str], vocab_size: int, reason: str) -> InputError:
+    size = sum(map(len, texts))
+    return InputError(f"tokenizer training: {vocab_size} tokens from {size:,} characters: {reason}")

@@ -76,14 +76,14 @@ def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer)
 
 def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     """Return the text of all targets in `sequences` [sequences, T + 1], without BOS and EOS."""
-    bytes_of_tokens = tokenizer.token_bytes()
+    bytes_of_tokens, prefix = tokenizer.token_bytes(), b" " if tokenizer.adds_space else b""
     text = bytearray()
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
             token_bytes = bytes_of_tokens[token]
-            # The space that SentencePiece adds before each document is not part of the document.
+            # The space that a Llama 2-style tokenizer adds before each document is not part of the document.
             is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
-            text += token_bytes.removeprefix(b" ") if is_first else token_bytes
+            text += token_bytes.removeprefix(prefix) if is_first else token_bytes
     return bytes(text)
 
 
