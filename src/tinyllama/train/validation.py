@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyllama.data.batches import read_sequences
+from tinyllama.data.batches import read_document_starts, read_sequences
 from tinyllama.data.order import num_validation_sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, all_reduce_sum
@@ -31,6 +31,8 @@ class ValidationSet:
     """Inputs and, shifted by one, targets: int64 [sequences, sequence_length + 1]."""
     sources: Mapping[str, tuple[int, int]]
     """By source, in the order of `sequences`: number of sequences, and size of their targets' text in bytes."""
+    document_starts: Tensor | None = None
+    """The document mask, as in `Batch`; None without a mask."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,25 @@ class ValidationScore:
 
 
 def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
-    """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
+    """Return the validation sequences of each source, int64 [sequences, sequence_length + 1]."""
+    length = recipe.train.sequence_length
+    return {
+        name: read_sequences(store[f"{name}/validation"], indices, length)
+        for name, indices in _validation_indices(recipe, store).items()
+    }
 
-    `num_validation_sequences` computes how many sequences each source contributes. The sequences are spread evenly over
-    the source's validation split.
+
+def _validation_indices(recipe: Recipe, store: TokenStore) -> dict[str, list[int]]:
+    """Return the indices of each source's validation sequences, which are spread evenly over its validation split.
+
+    `num_validation_sequences` computes how many sequences each source contributes.
     """
     length = recipe.train.sequence_length
     available = {name: store.num_validation_sequences(name, length) for name in recipe.data.sources}
-    sequences = {}
-    for name, num_sequences in num_validation_sequences(recipe, available).items():
-        indices = [i * available[name] // num_sequences for i in range(num_sequences)]
-        sequences[name] = read_sequences(store[f"{name}/validation"], indices, length)
-    return sequences
+    return {
+        name: [i * available[name] // num_sequences for i in range(num_sequences)]
+        for name, num_sequences in num_validation_sequences(recipe, available).items()
+    }
 
 
 def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> ValidationSet | None:
@@ -71,7 +80,12 @@ def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer)
     if not by_source:
         return None
     sizes = {name: (len(own), len(target_bytes(own, tokenizer))) for name, own in by_source.items()}
-    return ValidationSet(torch.cat(list(by_source.values())), sizes)
+    starts = None
+    if recipe.train.document_mask:
+        by_index = _validation_indices(recipe, store).items()
+        order = [(store[f"{name}/validation"], index) for name, indices in by_index for index in indices]
+        starts = read_document_starts(order, recipe.train.sequence_length)
+    return ValidationSet(torch.cat(list(by_source.values())), sizes, starts)
 
 
 def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
@@ -125,10 +139,14 @@ def validate(
         start = (number * world.size + world.rank) * micro_batch_size
         part = sequences[start : start + micro_batch_size]
         # With padding, all forward passes have the same shape, so the model is compiled once.
-        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(device)
+        padding = (0, 0, 0, micro_batch_size - len(part))
+        padded, starts = F.pad(part, padding).to(device), validation_set.document_starts
+        if starts is not None:
+            starts = F.pad(starts[start : start + micro_batch_size], padding).to(device)
         targets = padded[: len(part), 1:]
         token_nats = torch.empty(targets.numel(), device=device)
-        nats += model.loss(padded[:, :-1], targets, token_nats=token_nats).double().cpu()
+        loss = model.loss(padded[:, :-1], targets, token_nats=token_nats, document_starts=starts)
+        nats += loss.double().cpu()
         sequence_nats[start : start + len(part)] = token_nats.view(targets.shape).sum(1, dtype=torch.float64)
         heartbeat()
     total = all_reduce_sum(nats.to(device), world).item()
