@@ -194,7 +194,7 @@ def test_documents_with_fewer_tokens_than_the_minimum_are_dropped_and_counted(
 
     def num_tokens(text: str) -> int:
         own = [part for part in split_tail(text, 0.1) if part] if holdout else [text]
-        return sum(len(tokenizer.encode(part)) + 2 * special for part in own)
+        return sum(len(tokenizer.encode(to_str(part))) + 2 * special for part in own)
 
     sizes = {text: num_tokens(text) for text in texts}
     minimum = sorted(sizes.values())[len(texts) // 2]  # the size of a document, which is kept
@@ -217,8 +217,8 @@ def test_documents_with_fewer_tokens_than_the_minimum_are_dropped_and_counted(
 
 
 def test_the_minimum_applies_to_validation_files_too(small: Path, tmp_path: Path) -> None:
-    for split in ("train", "dev"):
-        write_jsonl(tmp_path / f"raw/{split}/a.jsonl", [f"short {split}", f"long {split} " * 50])
+    for name in ("train", "dev"):
+        write_jsonl(tmp_path / f"raw/{name}/a.jsonl", [f"short {name}", f"long {name} " * 50])
     store = prepared(recipe_of(small, tmp_path, format="huggingface", min_tokens=50))
     for split in store.splits.values():
         assert split.manifest["rows"] == {"read": 2, "kept": 1, "dropped": {"fewer than 50 tokens": 1}}

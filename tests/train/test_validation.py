@@ -1,4 +1,4 @@
-"""Validation: the sequences, bits per byte of the text itself, and gzip on the same text."""
+"""Validation: the sequences, bits per byte of the text itself by source and position, and gzip on the same text."""
 
 import gzip
 import json
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.data.reading import documents_of
 from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
+from tests.train.torchrun import train_recipes, write_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,10 +21,13 @@ from tinyllama.model.llama import Llama
 from tinyllama.preflight import recipe_warnings
 from tinyllama.prepare.selection import hash_to_unit_interval
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import (
+    ValidationScore,
     gzip_bits_per_byte,
     load_validation_set,
+    position_ranges,
     read_validation_sequences,
     target_bytes,
     validate,
@@ -73,6 +79,71 @@ def test_scores_are_bits_over_bytes_of_all_sequences_and_of_each_source(recipe: 
     mean = (14 * score.sources["modules"].loss + 6 * score.sources["lines"].loss) / 20
     assert score.loss == pytest.approx(mean, rel=1e-6)
     assert score.loss == loss_without_sources(state.model, sequences, micro_batch_size)
+
+
+@given(length=st.integers(1, 10_000))
+def test_position_ranges_cover_a_sequence_and_begin_alike_at_every_length(length: int) -> None:
+    ranges = list(position_ranges(length).items())
+    assert [position for _, part in ranges for position in range(part.start, part.stop)] == list(range(length))
+    assert len(ranges) == 1 or length >= 512
+    for name, part in ranges:
+        assert name == f"{part.start}-{part.stop - 1}"
+        assert part.start == 0 or (part.stop - part.start >= part.start and part.start.bit_count() == 1)
+
+
+LONG = {"model.context_length": 1024, "train.sequence_length": 1024, "train.validation_sequences": 5}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("micro_batch_size", [2, 5])
+def test_scores_by_position_equal_a_direct_computation_and_sum_to_the_total(small: Path, micro_batch_size: int) -> None:
+    state = build_state(load_recipe(small, **LONG))
+    assert state.validation_set is not None
+    sequences = state.validation_set.sequences
+    logits = state.model(sequences[:, :-1]).transpose(1, 2)
+    nats = F.cross_entropy(logits, sequences[:, 1:], reduction="none").double()
+    score = validate(state.model, state.validation_set, micro_batch_size, SINGLE_PROCESS)
+    bounds = {"0-255": (0, 256), "256-511": (256, 512), "512-1023": (512, 1024)}
+    assert list(score.positions) == list(bounds)
+    bits, size = 0.0, 0
+    for name, (start, stop) in bounds.items():
+        num_bytes = len(target_bytes(sequences[:, start : stop + 1], state.tokenizer))
+        own = nats[:, start:stop]
+        assert score.positions[name].loss == pytest.approx(float(own.mean()), rel=1e-5)
+        assert score.positions[name].bits_per_byte == pytest.approx(
+            float(own.sum()) / math.log(2) / num_bytes, rel=1e-5
+        )
+        bits, size = bits + score.positions[name].bits_per_byte * num_bytes, size + num_bytes
+    assert size == len(target_bytes(sequences, state.tokenizer))
+    assert score.bits_per_byte == pytest.approx(bits / size, rel=1e-6)
+    losses = [part.loss for part in score.positions.values()]
+    assert score.loss == pytest.approx((losses[0] + losses[1] + 2 * losses[2]) / 4, rel=1e-6)
+
+
+def test_short_sequences_have_no_scores_by_position(recipe: Recipe) -> None:
+    state = build_state(recipe)
+    assert state.validation_set is not None
+    assert validate(state.model, state.validation_set, 20, SINGLE_PROCESS).positions == {}
+
+
+def test_parts_of_a_validation_have_different_columns() -> None:
+    part = ValidationScore(1.0, 2.0)
+    score = ValidationScore(3.0, 4.0, {"0-255": part, "by_position": part}, {"0-255": part})
+    parts = ("", "/0-255", "/by_position", "_by_position/0-255")
+    columns = {f"validation_{metric}{part}" for metric in ("loss", "bits_per_byte") for part in parts}
+    assert score.metrics().keys() == columns
+
+
+@pytest.mark.slow
+def test_scores_by_position_do_not_depend_on_the_number_of_ranks(small: Path, tmp_path: Path) -> None:
+    fields: dict[str, object] = {**LONG, "train.batch_sequences": 2, "train.micro_batch_sequences": 1}
+    fields |= {"train.tokens": 2048, "train.schedule.warmup_steps": 0}
+    for ranks in (1, 2):
+        train_recipes(tmp_path, ranks, [write_recipe(tmp_path, small, f"ranks-{ranks}", **fields)])
+    (one,), (two,) = (RunDir(tmp_path / f"runs/ranks-{ranks}").metrics() for ranks in (1, 2))
+    by_position = [name for name in one if "_by_position/" in name]
+    assert len(by_position) == 6
+    assert [two[name] for name in by_position] == pytest.approx([one[name] for name in by_position], rel=1e-5)
 
 
 def loss_without_sources(model: Llama, sequences: Tensor, micro_batch_size: int) -> float:

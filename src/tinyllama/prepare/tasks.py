@@ -39,7 +39,8 @@ from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_fi
 from tinyllama.prepare.store_warnings import HELD_OUT, TAIL_HELD_OUT, too_short
 from tinyllama.recipe import Cleaning, Recipe
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
-from tinyllama.tokenizer import TokenIds, Tokenizer
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.encoder import TokenIds
 
 # A source of 64 MiB or more has at least about 64 tasks, so that a small data set also uses many workers. For large
 # data, a task has about 64 MiB of compressed files, for example 60 million tokens of SlimPajama, and takes half a

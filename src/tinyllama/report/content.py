@@ -370,6 +370,12 @@ def _results(run: RunData) -> dict[str, str]:
             f"validation of {source} (bits per byte)": format_newest(run, f"validation_bits_per_byte/{source}")
             for source in metrics.sources
         },
+        **{
+            f"validation at positions {part} (bits per byte)": format_newest(
+                run, f"validation_bits_per_byte_by_position/{part}"
+            )
+            for part in metrics.positions
+        },
     }
 
 
