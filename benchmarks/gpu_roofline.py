@@ -20,8 +20,9 @@ from tinyllama.model.flops import (
     num_parameters,
     parameters_by_part,
 )
-from tinyllama.model.llama import Block, rope_table
-from tinyllama.recipe import Recipe
+from tinyllama.model.llama import Block
+from tinyllama.model.rope import rope_table
+from tinyllama.recipe import Model, Recipe
 
 GPUS = {"a100-40g": 1.555e12, "h100": 3.35e12, "h200": 4.8e12}
 """Memory bandwidth in bytes per second, from the data sheets of HARDWARE_SPECS."""
@@ -60,8 +61,9 @@ def main() -> None:
 
 def print_launches(recipe: Recipe) -> None:
     """Print how many kernels a compiled block launches, counted in inductor's code of a narrow block for CPUs."""
-    model = recipe.model.model_copy(update={"dim": 256, "heads": 4, "kv_heads": 2, "ffn_dim": 512})
-    block, rope = torch.compile(Block(model), dynamic=False), rope_table(128, model.head_dim, model.rope_theta)
+    shape = {"dim": 256, "heads": 4, "kv_heads": 2, "ffn_dim": 512}
+    model = Model.model_validate(recipe.model.model_dump() | shape)  # computes `head_dim`
+    block, rope = torch.compile(Block(model), dynamic=False), rope_table(model, 128)
     x = torch.randn(2, 128, model.dim, dtype=torch.bfloat16, requires_grad=True)
     _, codes = run_fw_bw_and_get_code(lambda: block(x, rope))
     for name, code in zip(("forward", "backward"), codes, strict=True):
@@ -72,7 +74,7 @@ def print_launches(recipe: Recipe) -> None:
 def step_flops(recipe: Recipe, tokens: int) -> dict[str, float]:
     """Return the FLOPs of a step, forward and backward, by kind of work."""
     model = recipe.model
-    attention = 6 * model.layers * model.dim * recipe.train.sequence_length * tokens * MICRO_BATCHES
+    attention = 6 * model.layers * model.heads * model.head_dim * recipe.train.sequence_length * tokens * MICRO_BATCHES
     total = flops_per_token(model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length) * tokens * MICRO_BATCHES
     return {"matrix products": total - attention, "attention": attention}
 
@@ -80,10 +82,10 @@ def step_flops(recipe: Recipe, tokens: int) -> dict[str, float]:
 def step_traffic(recipe: Recipe, tokens: int) -> dict[str, float]:
     """Return the bytes that memory-bound kernels read and write in a step, by kind of work."""
     model, vocab = recipe.model, LLAMA_2_VOCAB_SIZE
-    keys = model.kv_heads * model.head_dim
+    heads, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     # forward pass of a block in bf16: two norms (read, write), rotary embedding of queries and keys (read, write), two
     # residual sums (read two, write one), SwiGLU (read two, write one); the backward pass moves twice as much
-    block = 2 * tokens * (2 * 2 * model.dim + 2 * (model.dim + keys) + 2 * 3 * model.dim + 3 * model.ffn_dim)
+    block = 2 * tokens * (2 * 2 * model.dim + 2 * (heads + keys) + 2 * 3 * model.dim + 3 * model.ffn_dim)
     # logits: written and read by two products, copied to float32, softmax in float32, maximum, and copy back
     logits = tokens * vocab * (2 + 2 * 2 + (2 + 4) + (4 + 4) + 2 + (4 + 2))
     chunks = -(-tokens // loss_chunk_tokens(vocab, is_cpu=False))

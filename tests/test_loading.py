@@ -86,10 +86,19 @@ def add_different_head(folder: Path) -> None:
 
 def write_config_of_transformers_4(folder: Path) -> None:
     config = read_json(folder / "config.json")
-    theta = config.pop("rope_parameters")["rope_theta"]
+    scaling = config.pop("rope_parameters")
+    theta = scaling.pop("rope_theta")
+    is_default = scaling == {"rope_type": "default"}
     for name in ("attention_bias", "mlp_bias", "head_dim", "hidden_act", "tie_word_embeddings"):
         config.pop(name, None)
-    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": theta, "rope_scaling": None}))
+    rope = {"rope_theta": theta, "rope_scaling": None if is_default else scaling}
+    (folder / "config.json").write_text(json.dumps(config | rope))
+
+
+def write_old_name_of_rope_type(folder: Path) -> None:
+    write_config_of_transformers_4(folder)
+    scaling = read_json(folder / "config.json")["rope_scaling"]
+    edit_json(folder / "config.json", rope_scaling={"type": scaling.pop("rope_type"), **scaling})
 
 
 def add_old_index(folder: Path) -> None:
@@ -103,6 +112,15 @@ def write_index(folder: Path, name: str) -> None:
 
 TIED: dict[str, Any] = {"tie_word_embeddings": True}
 THETA: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 1e4,
+}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +139,11 @@ THETA: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta
         pytest.param(THETA, None, id="theta"),
         pytest.param(THETA, write_config_of_transformers_4, id="transformers-4"),
         pytest.param({}, add_old_index, id="single-file-and-index"),
+        pytest.param({"head_dim": 32}, None, id="wide-heads"),
+        pytest.param({"rope_parameters": LINEAR}, None, id="linear"),
+        pytest.param({"rope_parameters": LINEAR}, write_old_name_of_rope_type, id="linear-transformers-4"),
+        pytest.param(TIED | {"rope_parameters": LLAMA3, "head_dim": 12}, None, id="llama3-tied-narrow-heads"),
+        pytest.param({"rope_parameters": LLAMA3}, write_config_of_transformers_4, id="llama3-transformers-4"),
     ],
 )
 @torch.no_grad()
@@ -179,7 +202,7 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 5e5, "original_max_position_embeddings": 8192}
+YARN = {"rope_type": "yarn", "factor": 4.0}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 600}
 
 
@@ -188,12 +211,23 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
     [
         (edit_config(model_type="gpt_neox"), "model_type", "gpt_neox"),
         (write_config(json.dumps(GPT2)), "model_type", "gpt2"),
-        (edit_config(rope_parameters=LLAMA3), "rope_type", "llama3"),
-        (edit_config(rope_parameters=None, rope_scaling={"type": "linear", "factor": 2.0}), "type", "linear"),
+        (edit_config(rope_parameters=YARN), "rope_type", "yarn"),
+        (edit_config(rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0}), "type", "dynamic"),
+        (edit_config(rope_parameters=YARN | {"rope_type": "longrope"}), "rope_type", "longrope"),
+        (edit_config(rope_parameters={"rope_type": "linear"}), "factor", "missing"),
+        (edit_config(rope_parameters=LINEAR | {"factor": 0.5}), "factor", "0.5"),
+        (edit_config(rope_parameters={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor", "needs"),
+        (edit_config(rope_parameters=LLAMA3 | {"low_freq_factor": 4.0}), "low_freq_factor", "4"),
+        (edit_config(rope_parameters=LLAMA3, max_position_embeddings=256), "context_length", "256"),
+        (edit_config(rope_parameters=LLAMA3, rope_theta=5e5), "rope_theta", "500000"),
+        (edit_config(rope_parameters=LLAMA3, rope_scaling=LLAMA3 | {"factor": 8.0}), "factor", "8.0"),
+        (edit_config(rope_parameters=LLAMA3, rope_scaling=LINEAR), "rope_type", "linear"),
+        (edit_config(rope_parameters=LINEAR | {"type": "llama3"}), "rope_type", "llama3"),
         (edit_config(rope_parameters=1), "rope_parameters", "1"),
+        (edit_config(partial_rotary_factor=0.5), "partial_rotary_factor", "0.5"),
         (edit_config(attention_bias=True), "attention_bias", "True"),
         (edit_config(mlp_bias=True), "mlp_bias", "True"),
-        (edit_config(head_dim=24), "head_dim", "24"),
+        (edit_config(head_dim=9), "head_dim", "9"),
         (edit_config(hidden_act="gelu"), "hidden_act", "gelu"),
         (edit_config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantization_config", "quantized"),
         (edit_config(quantization_config=4), "quantization_config", "4"),

@@ -172,8 +172,9 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
 def check_float8(recipe: Recipe) -> None:
     """Check that float8 matrix products support the sizes of the model's matrices. Raises InputError otherwise."""
     shape = recipe.model
-    qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}
+    heads = {"heads": shape.heads, "(heads + 2 kv_heads)": shape.heads + 2 * shape.kv_heads}
+    sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim}
+    sizes |= {f"{name} x head_dim": count * shape.head_dim for name, count in heads.items()}
     for name, size in sizes.items() if recipe.train.float8 else ():
         if size % 16:
             raise InputError(

@@ -17,11 +17,24 @@ from tinyllama.recipe import ActivationCheckpointing, Model
 
 VOCAB = 97
 GQA = {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn_dim": 160, "context_length": 64}
+LLAMA3: Any = {
+    "type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_context_length": 64,
+}
 CONFIGS = {
     "gqa": Model(**GQA),
     "mha": Model(**GQA | {"kv_heads": 8}),
     "tied": Model(**GQA, tie_embeddings=True),
     "other constants": Model(**GQA, norm_eps=1e-6, rope_theta=100_000.0),
+    "wide heads": Model(**GQA, head_dim=16),
+    "linear": Model(**GQA | {"context_length": 256}, rope_scaling={"type": "linear", "factor": 3}),
+    "llama3": Model(**GQA | {"context_length": 256}, rope_scaling=LLAMA3),
+    "llama3, tied, wide heads": Model(
+        **GQA | {"context_length": 256}, head_dim=12, rope_theta=500_000.0, rope_scaling=LLAMA3, tie_embeddings=True
+    ),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -52,7 +65,7 @@ def test_logits_equal_transformers_with_our_weights(config: Model) -> None:
     missing, unexpected = peer.load_state_dict(dict(to_hugging_face(model.state_dict(), config)), strict=False)
     assert not unexpected
     assert all(name == "lm_head.weight" and config.tie_embeddings for name in missing)
-    ids = token_ids(2, 50)
+    ids = token_ids(2, config.context_length)
     assert (model(ids) - peer(ids).logits).abs().max() < 1e-4
 
 
@@ -62,8 +75,31 @@ def test_logits_equal_transformers_with_its_weights(config: Model) -> None:
     peer = build_peer(config)
     model = Llama(*config_from_hugging_face(peer.config.to_dict())).eval()
     model.load_state_dict(dict(from_hugging_face(peer.state_dict(), config)))
-    ids = token_ids(2, 50)
+    ids = token_ids(2, config.context_length)
     assert (model(ids) - peer(ids).logits).abs().max() < 1e-4
+
+
+@every_config
+@torch.no_grad()
+def test_tokens_through_the_kv_cache_equal_transformers_complete_forward_pass(config: Model) -> None:
+    model, peer, ids = build(config), build_peer(config), token_ids(1, config.context_length)
+    peer.load_state_dict(dict(to_hugging_face(model.state_dict(), config)), strict=False)
+    expected = peer(ids).logits
+    for prefill in (1, 40, config.context_length - 10):  # below and above the original context of the scaled ones
+        caches = model.new_caches(1, config.context_length)
+        last = min(prefill + 40, config.context_length)
+        parts = ids[:, :last].split([prefill, *[1] * (last - prefill)], dim=1)
+        logits = torch.cat([model(part, caches) for part in parts], dim=1)
+        assert (logits - expected[:, :last]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["linear", "llama3"])
+def test_scaling_changes_the_logits(name: str) -> None:
+    """Otherwise the comparisons with transformers would show nothing."""
+    scaled, ids = CONFIGS[name], token_ids(2, 256)
+    plain = scaled.model_copy(update={"rope_scaling": None})
+    assert (build(scaled)(ids) - build(plain)(ids)).abs().max() > 1e-2
 
 
 @every_config

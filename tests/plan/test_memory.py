@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tinyllama.hardware import HARDWARE_SPECS
-from tinyllama.model.llama import Block, rope_table
+from tinyllama.model.llama import Block
+from tinyllama.model.rope import rope_table
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.formulas import activation_bytes_per_token, muon_bytes
 from tinyllama.recipe import Recipe
@@ -73,7 +74,7 @@ def test_compiled_block_saves_what_is_planned(checkpointing: str, length: int) -
     block.activation_checkpointing = recipe.parallel.activation_checkpointing
     compiled = torch.compile(block.forward, dynamic=False)
     x = torch.randn(2, length, recipe.model.dim, dtype=torch.bfloat16, requires_grad=True)
-    rope = rope_table(length, recipe.model.head_dim, 1e4)
+    rope = rope_table(recipe.model, length)
     inputs = {tensor.untyped_storage().data_ptr() for tensor in (rope, *block.parameters())}
     sizes: dict[int, int] = {}
 

@@ -55,7 +55,7 @@ def evaluate(
     """Return a model's scores on lm-eval's tasks.
 
     `source` is a run (scored with its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a
-    hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
+    hub name. This package runs models of the Llama architecture. lm-eval's `hf` runs all other models, in batches of
     `batch_size`. With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of
     solved examples before each item; the default is the task's own number, usually 0. `precision` is replaced if the
     device would emulate it (see `inference_precision`). `ranks` describes the processes that divide the requests among

@@ -1,4 +1,4 @@
-"""Models for lm-eval, and their scores. `LlamaLM` runs Llama 2; lm-eval's own `hf` runs other causal models.
+"""Models for lm-eval, and their scores. `LlamaLM` runs Llama models; lm-eval's own `hf` runs other causal models.
 
 `LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank loads the complete
 model, computes a share of the requests, and receives all results. For lm-eval, each rank therefore behaves like a
@@ -54,15 +54,15 @@ def load_language_model(
 ) -> "LlamaLM | DistributedLM":
     """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
-    A Llama 2 model becomes a `LlamaLM`, which ignores `batch_size`: bf16 scores depend on which requests share a batch,
-    so its batches are always the same. lm-eval's `hf` runs any other causal model of transformers, including other
-    Llama versions.
+    A Llama model becomes a `LlamaLM`, which ignores `batch_size`: bf16 scores depend on which requests share a batch,
+    so its batches are always the same. lm-eval's `hf` runs any other causal model of transformers, including Llamas
+    that `model.llama` does not support, such as quantized ones.
     """
     location = resolve_model(source)
     if not location.is_checkpoint:
         try:
             HuggingFaceLlama.open(location.folder)
-        except InputError:  # not a Llama 2
+        except InputError:  # not a supported Llama
             return DistributedLM(_load_hf(location.folder, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
     prefix = bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)

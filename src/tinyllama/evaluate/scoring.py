@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.nn.attention import sdpa_kernel
 
 from tinyllama.model.attention import INFERENCE_KERNELS, causal_attention
-from tinyllama.model.llama import Llama, rope_table
+from tinyllama.model.llama import Llama
+from tinyllama.model.rope import rope_table
 
 LogLikelihood = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether it is the model's greedy choice."""
@@ -122,7 +123,7 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
     """Return the log-likelihood of each request in a batch, by request number."""
     batch = pack(groups, model.device)
     length = int(batch.positions.max()) + 1
-    rope = rope_table(length, model.config.head_dim, model.config.rope_theta, batch.ids.device)[:, batch.positions]
+    rope = rope_table(model.config, length, device=batch.ids.device)[:, batch.positions]
     hidden = model.embedding(batch.ids).to(model.precision)
     for block in model.blocks:
         hidden = block(hidden, rope, batch)

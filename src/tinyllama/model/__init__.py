@@ -1,1 +1,1 @@
-"""The Llama 2 network, and the conversion of its weights to and from Hugging Face's names."""
+"""The Llama network, and the conversion of its weights to and from Hugging Face's names."""

@@ -57,13 +57,14 @@ def num_parameters(config: Model, vocab_size: int) -> int:
 def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int:
     """Return the FLOPs per trained token, forward and backward, for the computation of MFU.
 
-    The formula is 6 x (parameters without the input embedding, which is a lookup) + 6 x layers x dim x sequence_length.
-    The second term is for causal attention, which has half of the FLOPs of full attention in Chowdhery et al. (2022,
-    arXiv:2204.02311, appendix B). By this formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
+    The formula is 6 x (parameters without the input embedding, which is a lookup) + 6 x layers x heads x
+    head_dim x sequence_length. The second term is for causal attention, which has half of the FLOPs of full attention
+    in Chowdhery et al. (2022, arXiv:2204.02311, appendix B). By this formula, the model card's 24k tokens/s are 52.0 %
+    of an A100's 312 TFLOP/s.
     """
     parts = parameters_by_part(config, vocab_size)
     multiplied = sum(parts.values()) - parts["head"]  # the output head counts even if it is tied
-    return 6 * multiplied + 6 * config.layers * config.dim * sequence_length
+    return 6 * multiplied + 6 * config.layers * config.heads * config.head_dim * sequence_length
 
 
 def loss_chunk_tokens(vocab_size: int, is_cpu: bool) -> int:

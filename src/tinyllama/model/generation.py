@@ -82,10 +82,11 @@ def generate(
     check_ids(ids, model.vocab_size, context)  # on the CPU, because the ids of a tensor on a GPU are not checked
     device = model.device
     random = torch.Generator(device).manual_seed(sampling.seed)
-    caches = model.new_caches(1, context)
+    num_tokens = min(max_new_tokens, context - len(prompt))
+    caches = model.new_caches(1, len(prompt) + num_tokens)
     ids = ids.to(device)
     seen = ids[0]
-    for _ in range(min(max_new_tokens, context - len(prompt))):
+    for _ in range(num_tokens):
         with sdpa_kernel(INFERENCE_KERNELS):
             logits = model.next_logits(ids, caches)[0].float()
         token = choose_token(penalize_repetition(logits, seen, sampling.repetition_penalty), sampling, random)

@@ -1,4 +1,4 @@
-"""The Llama 2 network, for training, evaluation and generation, without access to files.
+"""The Llama network, for training, evaluation and generation, without access to files.
 
 Weights are float32 (or the dtype of the loaded weights) and are cast to the activations' dtype at each use, so
 gradients are accumulated in float32. Query, key and value are one projection; gate and up are another projection.
@@ -24,6 +24,7 @@ from tinyllama.errors import InputError
 from tinyllama.model.attention import CPU_ATTENTION, causal_attention
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.model.loss import linear_cross_entropy
+from tinyllama.model.rope import apply_rope, rope_table
 from tinyllama.model.weights import load_parameters
 from tinyllama.recipe import ActivationCheckpointing, Model
 
@@ -70,20 +71,6 @@ class RMSNorm(nn.Module):
         return self.weight.to(x.dtype) * normed.to(x.dtype)
 
 
-def rope_table(length: int, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """Return the rotary embedding's cosines and sines, float32[2, length, E/2] (Su et al. 2021, arXiv:2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)
-    angles = torch.outer(torch.arange(length, device=device).float(), frequencies)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x[B, heads, T, E] by rope[2, T, E/2]; dimensions i and i + E/2 form a pair, as in Hugging Face."""
-    cos, sin = rope[0], rope[1]
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
 class AttentionOverride(Protocol):
     """Replacement for a layer's attention that also uses earlier keys and values, such as those of a KV cache."""
 
@@ -120,16 +107,16 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.qkv = Linear(config.dim, (config.heads + 2 * config.kv_heads) * config.head_dim)
-        self.out = Linear(config.dim, config.dim)
+        self.out = Linear(config.heads * config.head_dim, config.dim)
 
     def forward(self, x: Tensor, rope: Tensor, override: AttentionOverride | None = None) -> Tensor:
         """Attend: x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
-        batch, time, dim = x.shape
+        batch, time, _ = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
         query, keys, values = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         query, keys = apply_rope(query, rope), apply_rope(keys, rope)
         attended = (override.attend if override else causal_attention)(query, keys, values)
-        out: Tensor = self.out(attended.transpose(1, 2).reshape(batch, time, dim))
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
 
@@ -253,8 +240,7 @@ class Llama(nn.Module):
     def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the tokens in `caches`."""
         start = caches[0].length if caches else 0
-        config = self.config
-        rope = rope_table(start + ids.shape[1], config.head_dim, config.rope_theta, ids.device)[:, start:]
+        rope = rope_table(self.config, ids.shape[1], start, ids.device)
         x = self.embedding(ids).to(self.precision)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, caches[layer] if caches else None)

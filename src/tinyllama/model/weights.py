@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tinyllama.errors import InputError
-from tinyllama.recipe import Model
+from tinyllama.recipe import Model, RopeScaling
 from tinyllama.recipe.loading import format_validation_error
 
 _BLOCK = {
@@ -64,7 +64,7 @@ def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tu
     if unused:
         raise InputError(
             f"the weights contain {unused[0]}, which a Llama with num_hidden_layers {config.layers} does not have; "
-            "download config.json again; merge adapters, dequantize, or use a plain Llama 2 model"
+            "download config.json again; merge adapters, dequantize, or use a plain Llama model"
         )
     return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(config))
 
@@ -97,6 +97,7 @@ def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> N
 
 def config_to_hugging_face(config: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
     """Return the contents of a config.json for LlamaForCausalLM, with names that transformers 4 and 5 both read."""
+    scaling = _scaling_to_hugging_face(config.rope_scaling) if config.rope_scaling else {}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -116,7 +117,8 @@ def config_to_hugging_face(config: Model, vocab_size: int, bos_id: int | None, e
         "num_key_value_heads": config.kv_heads,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **({"rope_scaling": scaling} if scaling else {}),
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta} | scaling,
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "bfloat16",
         "dtype": "bfloat16",
@@ -125,27 +127,51 @@ def config_to_hugging_face(config: Model, vocab_size: int, bos_id: int | None, e
     }
 
 
+def _scaling_to_hugging_face(scaling: RopeScaling) -> dict[str, Any]:
+    fields = {theirs: getattr(scaling, ours) for theirs, ours in _SCALING.items()}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+_SCALING = {
+    "rope_type": "type",
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_context_length",
+}
+"""Hugging Face's names of the fields of `model.rope_scaling`."""
+
 _Size = Annotated[int, Field(gt=0, lt=1 << 31)]
+_RopeType = Literal["default", "linear", "llama3"]
+_CompleteHead = Annotated[float, Field(ge=1, le=1)]
+"""Fraction of a head's dimensions that are rotated."""
 
 
 class _Rope(BaseModel):
-    """Rotary embedding settings of a config.json; transformers 4 wrote `type` instead of `rope_type`."""
+    """Rotary embedding settings of a config.json: `rope_parameters`, or `rope_scaling` of transformers 4.
 
-    rope_type: Literal["default"] = "default"
-    type: Literal["default"] = "default"
+    Old files have `type` instead of `rope_type`.
+    """
+
+    type: _RopeType | None = None
+    rope_type: _RopeType | None = None
     rope_theta: float | None = None
-    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+    factor: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    partial_rotary_factor: _CompleteHead | None = None
 
 
 class _LlamaConfig(BaseModel):
-    """Fields of a config.json that determine the network, restricted to the values that a Llama 2 network supports."""
+    """Fields of a config.json that determine the network, restricted to the values that `model.llama` supports."""
 
     model_type: Literal["llama"]
     hidden_size: _Size
     num_hidden_layers: _Size
     num_attention_heads: _Size
     num_key_value_heads: _Size | None = None
-    head_dim: int | None = None
+    head_dim: _Size | None = None
     intermediate_size: _Size
     max_position_embeddings: _Size
     vocab_size: _Size
@@ -157,32 +183,54 @@ class _LlamaConfig(BaseModel):
     rope_theta: float | None = None
     rope_parameters: _Rope | None = None
     rope_scaling: _Rope | None = None
+    partial_rotary_factor: _CompleteHead | None = None
     quantization_config: None = None
 
 
 def config_from_hugging_face(config: object) -> tuple[Model, int]:
     """Return the model configuration and the vocabulary size of a parsed config.json.
 
-    Raises InputError, with the field's name, if the config.json does not describe a Llama 2 network.
+    Raises InputError, with the field's name, if the config.json does not describe a network of `model.llama`.
     """
     try:
         found = _LlamaConfig.model_validate(config)
-        rope = found.rope_parameters or found.rope_scaling or _Rope()
+        theta, scaling = _rope_settings(found)
         model = Model(
             dim=found.hidden_size,
             layers=found.num_hidden_layers,
             heads=found.num_attention_heads,
             kv_heads=found.num_key_value_heads or found.num_attention_heads,
+            head_dim=found.head_dim,
             ffn_dim=found.intermediate_size,
             context_length=found.max_position_embeddings,
             norm_eps=found.rms_norm_eps,
-            rope_theta=rope.rope_theta or found.rope_theta or 10000.0,
+            rope_theta=theta,
+            rope_scaling=scaling,
             tie_embeddings=found.tie_word_embeddings,
         )
     except ValidationError as error:
         problem = format_validation_error(error, Model)
-    else:
-        if found.head_dim in (None, model.head_dim):
-            return model, found.vocab_size
-        problem = f"head_dim: {found.head_dim} should be {model.head_dim}, hidden_size / num_attention_heads"
-    raise InputError(f"config.json: {problem}; use a Llama 2 model that is not quantized, or download the file again")
+        raise InputError(
+            f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
+        ) from None
+    return model, found.vocab_size
+
+
+def _rope_settings(found: _LlamaConfig) -> tuple[float, dict[str, Any] | None]:
+    """Return the base of the rotary embedding, and the fields of its scaling, from all places of a config.json.
+
+    Raises InputError if two places contradict each other.
+    """
+    settings: dict[str, Any] = {}
+    for part in (_Rope(rope_theta=found.rope_theta), found.rope_parameters, found.rope_scaling):
+        for field, value in part.model_dump(exclude_none=True).items() if part else ():
+            name = "rope_type" if field == "type" else field
+            if settings.setdefault(name, value) != value:
+                raise InputError(
+                    f"config.json: rope_theta, rope_parameters and rope_scaling contradict each other ({name} is both "
+                    f"{settings[name]} and {value}); set the values of the original model"
+                )
+    theta = settings.pop("rope_theta", 10000.0)
+    if settings.get("rope_type") == "default":
+        del settings["rope_type"]
+    return theta, {_SCALING[name]: value for name, value in settings.items() if name in _SCALING} or None

@@ -98,7 +98,12 @@ class Workload:
     @property
     def qkv_width(self) -> int:
         """Total width of queries, keys and values."""
-        return (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
+        return self.heads_width + 2 * self.model.kv_heads * self.model.head_dim
+
+    @property
+    def heads_width(self) -> int:
+        """Total width of the query heads, and of the attention output."""
+        return self.model.heads * self.model.head_dim
 
 
 def memory_by_component(workload: Workload) -> dict[str, int]:
@@ -137,19 +142,19 @@ def logits_bytes(workload: Workload) -> int:
 
 def muon_bytes(workload: Workload) -> float:
     """Return the bytes of Muon's temporary tensors: up to seven bf16 copies of a rank's matrices in one batch."""
-    largest = 2 * workload.model.ffn_dim * workload.model.dim
+    largest = max(2 * workload.model.ffn_dim, workload.qkv_width) * workload.model.dim
     return 14 * max(min(MUON_BATCH_ELEMENTS, workload.matrix_elements / workload.shards), largest)
 
 
 def activation_bytes_per_token(workload: Workload) -> int:
     """Return the bytes that one block saves per token for its backward pass."""
-    dim, wide = workload.model.dim, workload.model.ffn_dim
+    dim, heads, wide = workload.model.dim, workload.heads_width, workload.model.ffn_dim
     match workload.activation_checkpointing:
         case "full":
             return workload.element_bytes * dim
         case "selective":
             products = (
-                2 * dim + workload.qkv_width + 2 * wide + (0 if workload.compiled else dim)
+                dim + heads + workload.qkv_width + 2 * wide + (0 if workload.compiled else dim)
             )  # eager mode also saves the output of the last matrix product
             return workload.element_bytes * (dim + products) + _saved_probabilities(workload)
         case "none":
@@ -158,12 +163,13 @@ def activation_bytes_per_token(workload: Workload) -> int:
 
 def _block_activation_bytes(workload: Workload) -> int:
     """Return the bytes per token that a block saves without checkpointing, except attention probabilities."""
-    dim, wide, keys = workload.model.dim, workload.model.ffn_dim, workload.model.kv_heads * workload.model.head_dim
-    copied = 2 * (dim - keys) if workload.copies_heads else 0
+    dim, heads, wide = workload.model.dim, workload.heads_width, workload.model.ffn_dim
+    keys = workload.model.kv_heads * workload.model.head_dim
+    attention = workload.qkv_width + 2 * heads + keys + (2 * (heads - keys) if workload.copies_heads else 0)
     if workload.compiled:
-        return workload.element_bytes * (6 * dim + workload.qkv_width + keys + copied + 3 * wide)
+        return workload.element_bytes * (4 * dim + attention + 3 * wide)
     norms = 2 * (4 + 2 * workload.element_bytes) * dim  # each norm saves its input in float32 and two results
-    return norms + workload.element_bytes * (2 * dim + workload.qkv_width + keys + copied + 4 * wide)
+    return norms + workload.element_bytes * (attention + 4 * wide)
 
 
 def _saved_probabilities(workload: Workload) -> int:

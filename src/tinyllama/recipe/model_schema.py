@@ -86,8 +86,8 @@ class Model(RecipeModel):
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
-        if "head_dim" not in self.model_fields_set and self.dim % self.heads:
-            raise ValueError(f"heads {self.heads} do not divide dim {self.dim}; choose heads that do, or set head_dim")
+        if self.dim % self.heads:  # transformers refuses this even if `head_dim` is given
+            raise ValueError(f"heads {self.heads} do not divide dim {self.dim}; choose heads that do")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do")
         if self.head_dim % 2:

@@ -23,7 +23,7 @@ from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.flops import keeps_weights, num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.recipe import Optimizer, Recipe, Train
+from tinyllama.recipe import Model, Optimizer, Recipe, Train, differences
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.muon import Muon
@@ -244,12 +244,33 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     if recipe.train.initial_weights is None:
         return None
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
-    here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so any length works
-    for name, there in initial.config.model_dump(exclude={"context_length"}).items():
-        if not math.isclose(there, here[name], rel_tol=1e-6):  # a file format may have rounded the value to float32
-            raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make them equal")
+    for name, (here, there) in differences(_shape(recipe.model), _shape(initial.config)):
+        if not (_is_rounded(here, there) or _is_extension(name, recipe.model, initial.config)):
+            raise InputError(f"model.{name}: is {here}, but {there} in {initial.folder}; make them equal")
     tokenizer.fitted(initial.vocab_size)  # raises if a token has no embedding row
     return initial
+
+
+def _shape(model: Model) -> dict[str, Any]:
+    """Return the fields of a model that its weights depend on; positions are computed, so any context works."""
+    return model.model_dump(exclude={"context_length"}) | {"head_dim": model.head_dim}
+
+
+def _is_rounded(here: object, there: object) -> bool:
+    """Return whether two values differ only because a file format rounded them to float32."""
+    return isinstance(here, float) and isinstance(there, float) and math.isclose(here, there, rel_tol=1e-6)
+
+
+def _is_extension(name: str, here: Model, there: Model) -> bool:
+    """Return whether a field may differ from that of the weights, because it extends the model's context.
+
+    A longer context may have a larger `rope_theta`, or another `rope_scaling`. Any other difference in these fields is
+    a mistake, which would make the weights useless.
+    """
+    if here.context_length <= there.context_length or here.rope_theta < there.rope_theta:
+        return False
+    is_scaled = here.rope_scaling is not None or there.rope_scaling is None
+    return is_scaled and name.partition(".")[0] in ("rope_theta", "rope_scaling")
 
 
 def initialize_weights(state: TrainState) -> None:
