@@ -51,6 +51,63 @@ def test_recipe_of_model_card_has_its_numbers() -> None:
     assert 24_000 * flops_per_token(recipe.model, 32_000, 2048) / 312e12 == pytest.approx(0.520, abs=0.001)
 
 
+def test_recipe_of_llama_3_has_the_numbers_of_llama_3_2_1b() -> None:
+    recipe = Recipe.load("llama3-1b")
+    assert recipe.vocab_size == 128_256
+    assert num_parameters(recipe.model, 128_256) == 1_235_814_400
+    assert recipe.train.batch_tokens == 2_097_152
+    assert (recipe.model.head_dim, recipe.model.context_length) == (64, 131_072)
+
+
+def test_head_dim_is_dim_per_head_unless_given(tmp_path: Path) -> None:
+    assert Recipe.load("demo").model.head_dim == 64
+    assert Recipe.load("demo", {"model.heads": 8}).model.head_dim == 32
+    (tmp_path / "saved.yaml").write_text(Recipe.load("demo").to_yaml())
+    assert Recipe.load(tmp_path / "saved.yaml", {"model.heads": 8}).model.head_dim == 32
+    given = Recipe.load("demo", {"model.head_dim": 128})
+    (tmp_path / "given.yaml").write_text(given.to_yaml())
+    assert Recipe.load(tmp_path / "given.yaml", {"model.heads": 8}).model.head_dim == 128
+    assert Recipe.load(tmp_path / "given.yaml", {"model.head_dim": None}) == Recipe.load("demo")
+    assert given.digest != Recipe.load("demo").digest
+
+
+SCALING = {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 64}
+
+
+def test_flags_set_fields_of_rope_scaling() -> None:
+    flags = [word for name, value in SCALING.items() for word in (f"--model.rope_scaling.{name}", str(value))]
+    _, overrides = extract_overrides(flags)
+    scaling = Recipe.load("demo", overrides).model.rope_scaling
+    assert scaling is not None
+    assert scaling.model_dump() == SCALING
+    assert Recipe.load("demo", {"model.rope_scaling": SCALING}).digest != Recipe.load("demo").digest
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "remedy"),
+    [
+        ({"type": "yarn"}, "model.rope_scaling.type: 'yarn'", "'llama3' or 'linear'"),
+        ({"type": None}, "model.rope_scaling.type: None", "'llama3' or 'linear'"),
+        ({"factor": 0.5}, "model.rope_scaling.factor: 0.5", "greater than or equal to 1"),
+        ({"factor": float("nan")}, "model.rope_scaling.factor: nan", "finite number"),
+        ({"low_freq_factor": None}, "model.rope_scaling", "needs low_freq_factor"),
+        ({"low_freq_factor": 4}, "model.rope_scaling", "is not below high_freq_factor 4"),
+        ({"original_context_length": None}, "model.rope_scaling", "needs original_context_length"),
+        ({"original_context_length": 0}, "model.rope_scaling.original_context_length: 0", "greater than 0"),
+        ({"original_context_length": 15}, "context_length 256 is beyond", "240"),
+        ({"type": "linear"}, "model.rope_scaling", "has no low_freq_factor"),
+        ({"rope_type": "llama3"}, "model.rope_scaling.rope_type", "did you mean type?"),
+    ],
+)
+def test_wrong_scaling_is_refused_in_one_line(change: dict[str, object], place: str, remedy: str) -> None:
+    with pytest.raises(InputError) as error:
+        Recipe.load("demo", {"model.rope_scaling": SCALING | change})
+    message = str(error.value)
+    assert place in message
+    assert remedy in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [("3T", 3 * 10**12), ("105B", 105 * 10**9), ("20M", 20_000_000), ("2e6", 2_000_000), (7, 7)],
@@ -91,6 +148,9 @@ def test_token_count_notations(text: object, tokens: int) -> None:
         ({"data.executor": "spark"}, "data.executor: 'spark'", "'local', 'slurm' or 'ray'"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
+        ({"model.head_dim": 9}, "head_dim is 9", "an even number"),
+        ({"model.head_dim": 0}, "model.head_dim: 0", "greater than 0"),
+        ({"model.rope_scaling.factor": 8}, "model.rope_scaling.type", "missing"),
         ({"train.sequence_length": 4096}, "train.sequence_length 4096", "reduce the sequence length"),
         ({"name": "../elsewhere"}, "name: '../elsewhere'", "match pattern"),
     ],

@@ -165,6 +165,7 @@ def refusal(small: Path, model: Path, place: str, **overrides: Any) -> str:
         ("model.layers", "2", {"num_hidden_layers": 3}),
         ("model.ffn_dim", "128", {"intermediate_size": 192}),
         ("model.kv_heads", "2", {"num_key_value_heads": 4}),
+        ("model.head_dim", "16", {"head_dim": 32}),
         ("model.norm_eps", "1e-05", {"rms_norm_eps": 1e-6}),
         ("model.tie_embeddings", "False", {"tie_word_embeddings": True}),
     ],
@@ -175,6 +176,25 @@ def test_other_shape_is_refused_with_the_field_and_both_values(
     model = write_external_model(tmp_path / "model", load_recipe(small), vocab_size(small), **there)
     (other,) = there.values()
     assert f"is {here}, but {other} in {model}" in refusal(small, model, field)
+
+
+LLAMA3 = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 128}
+
+
+def test_longer_context_may_have_another_rotary_embedding(small: Path, tmp_path: Path) -> None:
+    model = write_external_model(tmp_path / "model", load_recipe(small), vocab_size(small))
+    longer = {"model.context_length": 512}
+    linear = {"model.rope_scaling.type": "linear", "model.rope_scaling.factor": 4}
+    for rope in ({"model.rope_theta": 80_000.0}, linear):
+        recipe = load_recipe(small, model, **longer, **rope)
+        assert build_state(recipe).model.config == recipe.model
+        for equal_or_shorter in (128, 64):  # the small recipe's context is 128
+            refusal(small, model, next(iter(rope)), **rope | {"model.context_length": equal_or_shorter})
+    refusal(small, model, "model.rope_theta", **longer, **{"model.rope_theta": 5000.0})
+    scaled = load_recipe(small, **{"model.rope_scaling": LLAMA3})
+    model = write_external_model(tmp_path / "scaled", scaled, vocab_size(small))
+    build_state(load_recipe(small, model, **{"model.rope_scaling": LLAMA3 | {"factor": 8}}, **longer))
+    assert "is None, but llama3" in refusal(small, model, "model.rope_scaling.type", **longer)
 
 
 def test_constant_rounded_to_float32_counts_as_equal(small: Path, tmp_path: Path) -> None:

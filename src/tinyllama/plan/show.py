@@ -197,7 +197,7 @@ def _model_rows(plan: Plan) -> Rows:
         if count:
             yield f"  {_COMPONENTS[name]}", f"{count:,}"
     yield "tokens", f"{figures['tokens']:,} in {figures['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"
-    formula = "6 x (parameters - input embedding) + 6 x layers x dim x sequence length"
+    formula = "6 x (parameters - input embedding) + 6 x layers x heads x head_dim x sequence length"
     yield "FLOPs per token", f"{figures['flops_per_token']:,} = {formula}"
     yield "FLOPs in total", f"{figures['total_flops']:.3g}"
 
