@@ -150,7 +150,7 @@ def step_waits(recipe: Path, device: str) -> dict[str, Any]:
         loop = TrainingLoop(state, None, None, 0, {}, stack)
 
         def step() -> None:
-            loop._synchronize(*forward_backward(state, next(order), loop.heartbeat))
+            loop._synchronize(*forward_backward(state, next(order).sequences, loop.heartbeat))
             optimizer_step(state.optimizers, 1e-3)
             state.model.zero_grad()
 

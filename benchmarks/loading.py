@@ -121,7 +121,7 @@ def read_ours(store: Path) -> Iterator[torch.Tensor]:
     """Yield `batches` of two sources."""
     fields = {f"data.sources.{name}.weight": share for name, share in SHARES.items()}
     recipe = Recipe.load("tinyllama-1.1b", {**fields, "train.batch_sequences": ROWS})
-    return batches(recipe, TokenStore.open(store), 0)
+    return (batch.sequences for batch in batches(recipe, TokenStore.open(store), 0))
 
 
 def read_plainly(path: Path) -> Iterator[torch.Tensor]:

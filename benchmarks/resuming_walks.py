@@ -30,7 +30,7 @@ def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]
     imported()
     recipe, store = Recipe.load(folder / "recipe.yaml"), TokenStore.open(folder / "store")
     epoch = recipe.train.steps // 2
-    stream = batches(recipe, store, step if resumed else 0)
+    stream = (batch.sequences for batch in batches(recipe, store, step if resumed else 0))
     yield islice(stream, epoch - step if resumed else epoch)
     yield stream
 

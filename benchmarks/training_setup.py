@@ -104,7 +104,7 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
 def write_rows(path: Path, recipe: Recipe) -> Path:
     """Write the training rows in order, uint16 [steps x batch_sequences, sequence_length + 1]; return the path."""
     store = TokenStore.open(recipe.data.store)
-    np.save(path, np.concatenate([rows.numpy() for rows in batches(recipe, store, 0)]).astype(np.uint16))
+    np.save(path, np.concatenate([batch.sequences.numpy() for batch in batches(recipe, store, 0)]).astype(np.uint16))
     return path
 
 

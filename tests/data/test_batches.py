@@ -56,7 +56,7 @@ def test_an_epoch_predicts_every_token_once(recipe: Recipe, tmp_path: Path) -> N
             tokens.tofile(folder / source / f"train/{number:05d}.tokens")
     epoch = {source: (sum(shards) - 1) // 64 for source, shards in sizes.items()}
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tokens": 24 * 64 * 40})})
-    rows = torch.cat(list(batches(longer, TokenStore.open(folder), 0))).numpy()
+    rows = torch.cat([batch.sequences for batch in batches(longer, TokenStore.open(folder), 0)]).numpy()
     for source, count in epoch.items():
         own = rows[(rows[:, 0] >= 40_000) == (source == "lines")][:count] - first_token[source]
         assert np.array_equal(np.sort(own[:, 1:].ravel()), np.arange(1, count * 64 + 1))
@@ -79,7 +79,7 @@ def test_batches_are_those_of_the_steps_up_to_the_last(
     assert recipe.train.steps == 10
     expected = [batch for batch in range(20) if batch not in skipped][first_step:10]
     for rank in range(ranks):
-        read = list(batches(recipe, store, first_step, rank, ranks, skipped))
+        read = [batch.sequences for batch in batches(recipe, store, first_step, rank, ranks, skipped)]
         assert len(read) == len(expected)
         for batch, rows in zip(expected, read, strict=True):
             assert rows.dtype == torch.int64

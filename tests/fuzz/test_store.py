@@ -25,7 +25,8 @@ from tests.fuzz.strategies import (
     shared_folder,
 )
 
-from tinyllama.data.store import ShardWriter, Split, TokenStore
+from tinyllama.data.store import Split, TokenStore
+from tinyllama.data.writer import ShardWriter
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.prepare.inspection import describe, find_corruption, inspection_lines

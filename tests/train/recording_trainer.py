@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from torch import Tensor
-
+from tinyllama.data.batches import Batch
 from tinyllama.data.batches import batches as read_batches
 from tinyllama.recipe import Recipe
 from tinyllama.train import loop
@@ -26,11 +25,11 @@ def main(recipes: list[str]) -> None:
 def train_and_record(recipe: Recipe) -> None:
     path = Path(f"{recipe.name}.{os.environ.get('RANK', '0')}.rows")
 
-    def recorded_batches(*arguments: Any) -> Iterator[Tensor]:
+    def recorded_batches(*arguments: Any) -> Iterator[Batch]:
         with path.open("wb") as file:
-            for sequences in read_batches(*arguments):
-                file.write(sequences.numpy().tobytes())
-                yield sequences
+            for batch in read_batches(*arguments):
+                file.write(batch.sequences.numpy().tobytes())
+                yield batch
 
     with mock.patch.object(loop, "batches", recorded_batches):
         loop.train(recipe)

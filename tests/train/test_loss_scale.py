@@ -67,7 +67,7 @@ def test_scales_skips_and_weights_equal_those_of_grad_scaler(small: Path, work_d
     scale = LossScale("fp16")
     scaler = torch.amp.GradScaler("cpu", init_scale=OVERFLOWING_SCALE, growth_interval=3)
     skipped = []
-    for step, sequences in zip(range(14), batches(recipe, ours.store, 0, 0, 1), strict=False):
+    for step, (sequences, _) in zip(range(14), batches(recipe, ours.store, 0, 0, 1), strict=False):
         assert scale.value == scaler.get_scale(), step
         nats, norm = forward_backward(ours, sequences, loss_scale=scale.value)
         decision = scale.check(float(nats), float(norm))
@@ -94,7 +94,7 @@ def test_scales_skips_and_weights_equal_those_of_grad_scaler(small: Path, work_d
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_scale_changes_no_bit_of_the_gradient_without_underflow(small: Path, work_dir: Path, precision: str) -> None:
     state = build_state(load_recipe(small, **{"train.precision": precision}))
-    sequences = next(iter(batches(state.recipe, state.store, 0, 0, 1)))
+    sequences, _ = next(iter(batches(state.recipe, state.store, 0, 0, 1)))
     found = []
     for scale in (1.0, 1024.0):
         nats, norm = forward_backward(state, sequences, loss_scale=scale)

@@ -1,6 +1,7 @@
 """Validation: the sequences, bits per byte of the text itself by source and position, and gzip on the same text."""
 
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
@@ -83,41 +84,45 @@ def test_scores_are_bits_over_bytes_of_all_sequences_and_of_each_source(recipe: 
 
 @given(length=st.integers(1, 10_000))
 def test_position_ranges_cover_a_sequence_and_begin_alike_at_every_length(length: int) -> None:
-    ranges = list(position_ranges(length).items())
-    assert [position for _, part in ranges for position in range(part.start, part.stop)] == list(range(length))
+    ranges = position_ranges(length)
+    assert [position for part in ranges for position in part] == list(range(length))
     assert len(ranges) == 1 or length >= 512
-    for name, part in ranges:
-        assert name == f"{part.start}-{part.stop - 1}"
-        assert part.start == 0 or (part.stop - part.start >= part.start and part.start.bit_count() == 1)
+    for part in ranges[1:]:
+        assert len(part) >= part.start
+        assert part.start >= 256 and part.start.bit_count() == 1
 
 
 LONG = {"model.context_length": 1024, "train.sequence_length": 1024, "train.validation_sequences": 5}
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("document_mask", [False, True])
 @pytest.mark.parametrize("micro_batch_size", [2, 5])
-def test_scores_by_position_equal_a_direct_computation_and_sum_to_the_total(small: Path, micro_batch_size: int) -> None:
-    state = build_state(load_recipe(small, **LONG))
+def test_scores_by_position_equal_a_direct_computation_and_sum_to_the_total(
+    small: Path, micro_batch_size: int, document_mask: bool
+) -> None:
+    state = build_state(load_recipe(small, **LONG, **{"train.document_mask": document_mask}))
     assert state.validation_set is not None
-    sequences = state.validation_set.sequences
-    logits = state.model(sequences[:, :-1]).transpose(1, 2)
-    nats = F.cross_entropy(logits, sequences[:, 1:], reduction="none").double()
+    sequences, tokenizer = state.validation_set.sequences, state.tokenizer
+    positions, nats = [], torch.empty(len(sequences), 1024, dtype=torch.float64)
+    for row, ids in enumerate(sequences):  # each document alone
+        begins = [0, *(index for index in range(1, 1024) if document_mask and ids[index] == tokenizer.bos_id), 1024]
+        for begin, end in itertools.pairwise(begins):
+            positions += range(end - begin)
+            logits = state.model(ids[None, begin:end])[0]
+            nats[row, begin:end] = F.cross_entropy(logits, ids[begin + 1 : end + 1], reduction="none").double()
     score = validate(state.model, state.validation_set, micro_batch_size, SINGLE_PROCESS)
-    bounds = {"0-255": (0, 256), "256-511": (256, 512), "512-1023": (512, 1024)}
-    assert list(score.positions) == list(bounds)
-    bits, size = 0.0, 0
-    for name, (start, stop) in bounds.items():
-        num_bytes = len(target_bytes(sequences[:, start : stop + 1], state.tokenizer))
-        own = nats[:, start:stop]
-        assert score.positions[name].loss == pytest.approx(float(own.mean()), rel=1e-5)
-        assert score.positions[name].bits_per_byte == pytest.approx(
-            float(own.sum()) / math.log(2) / num_bytes, rel=1e-5
-        )
-        bits, size = bits + score.positions[name].bits_per_byte * num_bytes, size + num_bytes
-    assert size == len(target_bytes(sequences, state.tokenizer))
-    assert score.bits_per_byte == pytest.approx(bits / size, rel=1e-6)
-    losses = [part.loss for part in score.positions.values()]
-    assert score.loss == pytest.approx((losses[0] + losses[1] + 2 * losses[2]) / 4, rel=1e-6)
+    pairs = torch.stack([sequences[:, :-1], sequences[:, 1:]], 2).view(-1, 1, 2)
+    sizes = [len(target_bytes(pair, tokenizer)) for pair in pairs]
+    for name, first, last in (("0-255", 0, 255), ("256-511", 256, 511), ("512-1023", 512, 1023)):
+        own = [index for index, position in enumerate(positions) if first <= position <= last]
+        assert score.positions[name].loss == pytest.approx(float(nats.view(-1)[own].mean()), rel=1e-5)
+        bits = float(nats.view(-1)[own].sum()) / math.log(2)
+        assert score.positions[name].bits_per_byte == pytest.approx(bits / sum(sizes[i] for i in own), rel=1e-5)
+    assert list(score.positions) == ["0-255", "256-511", "512-1023"]
+    assert sum(sizes) == len(target_bytes(sequences, tokenizer))
+    assert score.loss == pytest.approx(float(nats.mean()), rel=1e-5)
+    assert (max(positions) == 1023) and (positions.count(0) > 10) == document_mask
 
 
 def test_short_sequences_have_no_scores_by_position(recipe: Recipe) -> None:

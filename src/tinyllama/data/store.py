@@ -9,15 +9,13 @@ disk fails, the error names the file, whereas a memory map would end the process
 import hashlib
 import os
 import weakref
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +88,9 @@ class Split:
         # Index of each shard's first document, then the number of all documents.
         self._first_documents = [0, *accumulate(shard.documents for shard in shards)]
         # At most 128 files are open: a trillion tokens take 15,000 files, but a process may usually open only 1,024.
-        self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
+        self._file = lru_cache(maxsize=128)(
+            lambda shard, suffix: _ShardFile((folder / shards[shard].file).with_suffix(suffix))
+        )
 
     def __len__(self) -> int:
         return self.num_documents
@@ -144,13 +144,39 @@ class Split:
             start, shard = end, shard + 1
         return found
 
-    def read_span(self, shard: int, offset: int, size: int) -> bytes:
-        """Return the bytes of a span.
+    def document_starts(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Return, for each of the tokens [start, stop), the index of the first token of its document.
 
-        Raises InputError if the file was truncated after it was opened, and OSError if the disk fails. Both errors name
-        the file.
+        Indices are counted from `start`. The index is 0 if the document began before `start`. Raises the same errors as
+        `spans` and `read_span`, and InputError if a file is damaged.
         """
-        file, data = self._file(shard), b""
+        indices, width = np.zeros(stop - start, np.int32), self.dtype.itemsize
+        for shard, offset, size in self.spans(start, stop):
+            beginnings = self._beginnings(shard, offset // width, (offset + size) // width)
+            places = beginnings + (self.ends[shard] - start)
+            indices[places] = places
+        return np.maximum.accumulate(indices)
+
+    def _beginnings(self, shard: int, first: int, stop: int) -> NDArray[np.int64]:
+        """Return `first`, and the tokens between `first` and `stop` of a shard at which a document begins."""
+
+        def end(number: int) -> int:
+            return int.from_bytes(self.read_span(shard, 8 * number, 8, ".documents"), "little")
+
+        count = self.shards[shard].documents
+        place = bisect_right(range(count), first, key=end)
+        data = self.read_span(shard, 8 * place, 8 * min(stop - first, count - place), ".documents")
+        ends = np.frombuffer(first.to_bytes(8, "little") + data, "<i8")
+        if ends[-1] < stop or (ends[1:] < ends[:-1]).any():
+            raise InputError(f"{self._file(shard, '.documents').path}: {_CORRUPT}")
+        return ends[ends < stop]
+
+    def read_span(self, shard: int, offset: int, size: int, suffix: str = ".tokens") -> bytes:
+        """Return the bytes of a span of the shard's file with this suffix.
+
+        Raises InputError if the file is shorter, and OSError if the disk fails. Both errors name the file.
+        """
+        file, data = self._file(shard, suffix), b""
         while len(data) < size:
             try:
                 part = os.pread(file.descriptor, size - len(data), offset + len(data))
@@ -158,13 +184,18 @@ class Split:
                 raise OSError(error.errno, error.strerror, str(file.path)) from None
             if not part:
                 end = offset + len(data)
-                raise InputError(f"{file.path}: ends at byte {end}, but was longer when opened; restore it and resume")
+                raise InputError(f"{file.path}: ends at byte {end}, before the end of its shard; restore it and resume")
             data += part
         return data
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
         """Ask the operating system to read a span from the disk in the background."""
-        os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self._file(shard, ".tokens").descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def prefetch_documents(self, shard: int) -> None:
+        """Ask the operating system to read the ends of a shard's documents, 8 bytes each, in the background."""
+        file, size = self._file(shard, ".documents"), 8 * self.shards[shard].documents
+        os.posix_fadvise(file.descriptor, 0, size, os.POSIX_FADV_WILLNEED)
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
         """Yield the documents with the given numbers.
@@ -297,65 +328,6 @@ class TokenStore:
         manifest = self.folder / split / "manifest.json"
         if expected is not None and sha256_of(manifest) != expected:
             raise InputError(f"{manifest}: does not match its hash; see `tinyllama inspect {self.folder} --verify`")
-
-
-class ShardWriter:
-    """Writer of a shard's files (`00000.tokens`, `.documents` and `.rows`), which appear when the `with` block ends.
-
-    A shard without documents has no files. The hashes are computed from the bytes in memory, so a later check detects
-    bytes that the disk corrupted. The end and the row of each document are kept in memory until the block ends, in 16
-    bytes per document.
-    """
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.path = folder / f"{number:05d}.tokens"
-        self.tokens = 0
-        self.hashes: dict[str, str] = {}
-        self._ends, self._rows = array("Q"), array("Q")
-        self._digest = hashlib.sha256()
-        self._stack = ExitStack()
-        self._file: IO[bytes]
-
-    @property
-    def documents(self) -> int:
-        """Number of documents written so far."""
-        return len(self._ends)
-
-    def __enter__(self) -> "ShardWriter":
-        self._file = self._stack.enter_context(atomic_write(self.path))
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
-        if error is None:
-            for suffix, values in ((".documents", self._ends), (".rows", self._rows)):
-                data = np.array(values, "<u8").tobytes()
-                self.hashes[suffix] = hashlib.sha256(data).hexdigest()
-                with atomic_write(self.path.with_suffix(suffix)) as file:
-                    file.write(data)
-        self._stack.__exit__(error, *details)
-        self.hashes[".tokens"] = self._digest.hexdigest()
-        if not self.documents:
-            for suffix in HASH_KEYS:
-                self.path.with_suffix(suffix).unlink(missing_ok=True)
-
-    def write(self, parts: Iterable[np.ndarray[Any, Any]], row: int) -> int:
-        """Append one document's tokens, which are given in parts; return their number.
-
-        `row` is the index of the document's row in the input file.
-        """
-        before = self.tokens
-        for tokens in parts:
-            self.tokens += len(tokens)
-            self._file.write(tokens.data)
-            self._digest.update(tokens.data)
-        self._ends.append(self.tokens)
-        self._rows.append(row)
-        return self.tokens - before
-
-    def entry(self) -> dict[str, Any]:
-        """Return the finished shard's entry for the manifest of its split."""
-        counts = {"file": self.path.name, "tokens": self.tokens, "documents": self.documents}
-        return counts | {key: self.hashes[suffix] for suffix, key in HASH_KEYS.items()}
 
 
 class _ShardFile:

@@ -4,14 +4,16 @@ torch's attention kernel for CPUs reaches one seventh of the FLOP/s of a matrix 
 multiplies each block of queries with all keys up to the block's last token in one matrix product. Query heads that
 share a key/value head are stacked as rows of this product. Only a few masked scores, those inside the block, are
 computed. CPU attention is a custom operator, because torch.compile would unroll the loop over the blocks without making
-the matrix products faster.
+the matrix products faster. With a document mask, each document of a sequence is computed alone, so no score between two
+documents is computed.
 
 Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block of queries (number of
 queries x H / K).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +32,13 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     if query.device.type != "cpu":
         return _fused_attention(query, keys, values)
-    output: Tensor = _forward(query, keys, values)[0]
+    output: Tensor = _forward(query, keys, values, None)[0]
+    return output
+
+
+def document_attention(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor) -> Tensor:
+    """Return the output of `causal_attention` within documents; document_starts int[B, T] are those of a batch."""
+    output: Tensor = _forward(query, keys, values, document_starts)[0]
     return output
 
 
@@ -48,23 +56,47 @@ def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
-def _forward(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the attention output and the probabilities of each block (empty if the backward pass recomputes them)."""
-    output, saved = _forward_fake(query, keys, values)
+    output, saved = _forward_fake(query, keys, values, document_starts)
+    tensors = (output, query, keys.contiguous(), values.contiguous())
+    for part, saved_part in _parts(tensors, saved, document_starts):
+        _forward_part(*part, saved_part)
+    return output, saved
+
+
+def _forward_part(output: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor) -> None:
+    """Write the attention output and the probabilities to `output` and `saved`."""
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     for start, end, buffer in _blocks(query, keys, saved):
         probabilities = _probabilities(_rows(query, keys, start, end), keys[:, :end], start, out=buffer)
         block = output[:, :, start:end]
         block.copy_(torch.bmm(probabilities, values[:, :end]).view(block.shape))
-    return output, saved
 
 
 @torch.library.custom_op("tinyllama::causal_attention_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor
+    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None, saved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, keys and values."""
-    query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, saved)
+    gradients = _backward_fake(gradient, query, keys, values, document_starts, saved)
+    tensors = (*gradients, gradient, query, keys.contiguous(), values.contiguous())
+    for part, saved_part in _parts(tensors, saved, document_starts):
+        _backward_part(*part, saved_part)
+    return gradients
+
+
+def _backward_part(
+    query_gradient: Tensor,
+    key_gradient: Tensor,
+    value_gradient: Tensor,
+    gradient: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    saved: Tensor,
+) -> None:
+    """Write the gradients of query, keys and values to the first three tensors."""
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     # The sums over the blocks are float32, so that rounding errors stay small. The sums are transposed, since a matrix
     # product is slow if it transposes the probabilities.
@@ -82,7 +114,26 @@ def _backward(
     query_gradient *= scale
     key_gradient.flatten(0, 1).copy_(key_sum.mT).mul_(scale)
     value_gradient.flatten(0, 1).copy_(value_sum.mT)
-    return query_gradient, key_gradient, value_gradient
+
+
+def _parts(
+    tensors: Sequence[Tensor], saved: Tensor, document_starts: Tensor | None
+) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
+    """Yield views of the tensors [B, heads, T, E] for each document of each sequence, and the document's part of `saved`.
+
+    The probabilities of a sequence's documents need at most as many elements as those of an undivided sequence.
+    """
+    if document_starts is None:
+        yield tensors, saved
+        return
+    used, (_, heads, time, _) = 0, tensors[0].shape
+    is_first = document_starts == torch.arange(time)
+    for begin, after in pairwise([*is_first.flatten().nonzero().flatten().tolist(), is_first.numel()]):
+        row, start = divmod(begin, time)
+        end = start + after - begin
+        size = heads * saved_attention_probabilities(end - start) if len(saved) else 0
+        yield [tensor[row : row + 1, :, start:end] for tensor in tensors], saved[used : used + size]
+        used += size
 
 
 def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, int, Tensor]]:
@@ -120,26 +171,25 @@ def _empty(x: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _forward_fake(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_fake(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
     return _empty(query), query.new_empty(batch * heads * saved_attention_probabilities(time))
 
 
 @_backward.register_fake
 def _backward_fake(
-    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor
+    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None, saved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(query), keys.new_empty(keys.shape), values.new_empty(values.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor, Tensor] = _backward(gradient, *ctx.saved_tensors)
-    return gradients
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(gradient, *ctx.saved_tensors), None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

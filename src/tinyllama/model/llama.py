@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from tinyllama.errors import InputError
 from tinyllama.model.attention import CPU_ATTENTION, causal_attention
+from tinyllama.model.document_mask import DocumentMask
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.model.loss import linear_cross_entropy
 from tinyllama.model.rope import apply_rope, rope_table
@@ -37,6 +38,7 @@ _SAVED_OPERATIONS = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.higher_order.flex_attention,
     CPU_ATTENTION,
 }
 """Operations whose results `selective` activation checkpointing keeps, since their recomputation takes longest."""
@@ -72,7 +74,7 @@ class RMSNorm(nn.Module):
 
 
 class AttentionOverride(Protocol):
-    """Replacement for a layer's attention that also uses earlier keys and values, such as those of a KV cache."""
+    """Replacement for a layer's causal attention, such as a KV cache or a document mask."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the attention output [B, H, T, E] for query[B, H, T, E] and the new keys and values [B, K, T, E]."""
@@ -237,13 +239,20 @@ class Llama(nn.Module):
             for linear, weight in zip(linears, weights, strict=True):
                 linear.weight = weight
 
-    def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the tokens in `caches`."""
+    def hidden_states(
+        self, ids: Tensor, caches: list[KVCache] | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
+        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the tokens in `caches`.
+
+        `document_starts` int32[B, T], which excludes `caches`, has the index of the first token of each token's
+        document. No token then attends to the tokens before this index.
+        """
         start = caches[0].length if caches else 0
         rope = rope_table(self.config, ids.shape[1], start, ids.device)
         x = self.embedding(ids).to(self.precision)
+        mask = None if document_starts is None else DocumentMask(document_starts)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, caches[layer] if caches else None)
+            x = block(x, rope, caches[layer] if caches else mask)
         out: Tensor = self.norm(x)
         return out
 
@@ -251,27 +260,36 @@ class Llama(nn.Module):
         """Apply the output head: hidden[..., D] -> [..., V]."""
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
-    def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens.
+    def forward(
+        self, ids: Tensor, caches: list[KVCache] | None = None, document_starts: Tensor | None = None
+    ) -> Tensor:
+        """Return logits [B, T, V] for ids int64[B, T]; see `hidden_states` for `caches` and `document_starts`.
 
         Raises InputError if `ids` has another type or shape, or if the cached tokens and `ids` exceed the context. On
         the CPU, also raises InputError if an id is outside the vocabulary.
         """
         if not torch.compiler.is_compiling():  # the values are unknown, and a limit would restrict the compiled shapes
             check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)
-        return self.logits(self.hidden_states(ids, caches))
+        return self.logits(self.hidden_states(ids, caches, document_starts))
 
     def next_logits(self, ids: Tensor, caches: list[KVCache]) -> Tensor:
         """Return the logits [B, V] of the token after ids int64[B, T], which follow the cached tokens."""
         return self.logits(self.hidden_states(ids, caches)[:, -1])
 
-    def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0, token_nats: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        z_loss: float = 0.0,
+        token_nats: Tensor | None = None,
+        document_starts: Tensor | None = None,
+    ) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 
-        `linear_cross_entropy` explains `z_loss` and `token_nats`, here float32[B T]. If `ids` has more rows than
-        `targets`, the extra rows at the end of `ids` are ignored.
+        `linear_cross_entropy` explains `z_loss` and `token_nats`, here float32[B T]; `hidden_states` explains
+        `document_starts`. If `ids` has more rows than `targets`, the extra rows at the end of `ids` are ignored.
         """
-        hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
+        hidden = self.hidden_states(ids, None, document_starts)[: len(targets)].flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss, self._cast_head, token_nats)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:

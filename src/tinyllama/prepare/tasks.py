@@ -21,7 +21,8 @@ import orjson
 from datatrove.data import Document
 from loguru import logger
 
-from tinyllama.data.store import WORK_DIR, ShardWriter
+from tinyllama.data.store import WORK_DIR
+from tinyllama.data.writer import ShardWriter
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, sha256_of, write_json
 from tinyllama.prepare.cleaning import (

@@ -102,6 +102,8 @@ class Train(RecipeModel):
     """Compile the transformer blocks with torch.compile."""
     z_loss: NonNegative = 0.0
     """Weight of the z-loss, the mean squared log-sum-exp of the logits, which keeps the logits from drifting."""
+    document_mask: bool = False
+    """Let no token attend to the documents before its own in the same sequence, in training and in validation."""
     optimizer: Optimizer
     """Optimizer and its hyperparameters."""
     schedule: Schedule
@@ -283,6 +285,8 @@ class Recipe(RecipeModel):
         """Return the value of each field that changes the weights beyond rounding, by dotted name."""
         fields = flatten(self.model_dump(mode="json"))
         kept = {name: value for name, value in fields.items() if not _FIELDS_NOT_AFFECTING_WEIGHTS.match(name)}
+        if not self.train.document_mask:  # checkpoints of versions without this field remain those of the same recipe
+            del kept["train.document_mask"]
         return kept | {"data.sources": list(self.data.sources)}  # the data order depends on the order of the sources
 
     @property

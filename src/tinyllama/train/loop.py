@@ -160,12 +160,12 @@ class TrainingLoop:
         loss_scale = LossScale(recipe.train.precision, saved.get("loss_scale"))
         order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
         self.throughput.restart()
-        for step, sequences in enumerate(order, first_step):
+        for step, (sequences, document_starts) in enumerate(order, first_step):
             self.step, self.stop_step = step, step + 1
             _check_token_ids(state, sequences)
             scale = loss_scale.value
             loss, norm, should_stop, save_failed = self._synchronize(
-                *forward_backward(state, sequences, self.heartbeat, scale)
+                *forward_backward(state, sequences, self.heartbeat, scale, document_starts)
             )
             self.signals.can_save = True
             decision = loss_scale.check(loss, norm) or detector.check(loss, norm)
@@ -349,9 +349,13 @@ def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
 
 
 def forward_backward(
-    state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None, loss_scale: float = 1.0
+    state: TrainState,
+    sequences: Tensor,
+    heartbeat: Callable[[], None] = lambda: None,
+    loss_scale: float = 1.0,
+    document_starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the clipped gradient of a batch; `sequences`, int64 [N, sequence_length + 1], is this rank's part.
+    """Compute the clipped gradient of a batch; see `Batch` for `sequences` and `document_starts` of this rank.
 
     Returns the cross-entropy in nats, summed over this rank's tokens (float64), and the norm over all ranks of the
     gradient before clipping. `heartbeat` is called after each micro-batch. `loss_scale` multiplies the loss in the
@@ -359,18 +363,26 @@ def forward_backward(
     """
     recipe, world = state.recipe.train, state.world
     total = torch.zeros((), device=world.device, dtype=torch.float64)
-    if world.device.type == "cuda":  # pinned memory is copied while the GPU computes
-        sequences = sequences.pin_memory().to(world.device, non_blocking=True)
-    micro_batches = sequences.split(recipe.effective_micro_batch_size(world.size))
+    size = recipe.effective_micro_batch_size(world.size)
+    micro_batches = _to_device(sequences, world.device).split(size)
+    starts = [None] * len(micro_batches)
+    if document_starts is not None:
+        starts = _to_device(document_starts, world.device).split(size)
     with kept_cast_weights(state.model, state.keeps_weights):
-        for number, micro_batch in enumerate(micro_batches, 1):
+        for number, (micro_batch, own_starts) in enumerate(zip(micro_batches, starts, strict=True), 1):
             begin_micro_batch(state.model, number == len(micro_batches), state.keeps_weights)
-            nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
+            ids, targets = micro_batch[:, :-1], micro_batch[:, 1:]
+            nats = state.model.loss(ids, targets, recipe.z_loss, document_starts=own_starts)
             # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
             (nats * (loss_scale * world.size / recipe.batch_tokens)).backward()
             total += nats.detach()
             heartbeat()
     return total, clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm, loss_scale)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the rank's device; pinned memory is copied while the GPU computes."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:

@@ -8,14 +8,14 @@ each range of positions shows which text, and which length of context, the model
 import gzip
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyllama.data.batches import read_sequences
+from tinyllama.data.batches import read_document_starts, read_sequences
 from tinyllama.data.order import num_validation_sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, all_reduce_sum
@@ -29,14 +29,22 @@ _FIRST_RANGE = 256
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The validation sequences of a run."""
+    """The validation sequences of a run, and the parts of them that have scores of their own: N sequences, R ranges."""
 
     sequences: Tensor
-    """Inputs and, shifted by one, targets: int64 [sequences, sequence_length + 1]."""
-    sources: Mapping[str, tuple[int, int]]
-    """By source, in the order of `sequences`: number of sequences, and size of their targets' text in bytes."""
-    positions: Mapping[str, tuple[slice, int]]
-    """By name of a range of `position_ranges`: the range, and size of its targets' text in bytes."""
+    """Inputs and, shifted by one, targets: int64 [N, T + 1]."""
+    document_starts: Tensor | None
+    """The document mask, as in `Batch`; None without a mask."""
+    sources: Mapping[str, int]
+    """Number of sequences by source, in the order of `sequences`."""
+    positions: Sequence[str]
+    """Names of the ranges of positions; see `position_ranges`."""
+    ranges: Tensor
+    """Number of the range that contains the position of a target: uint8 [N, T]."""
+    num_targets: Tensor
+    """Number of targets by sequence and range: int64 [N, R]."""
+    num_bytes: Tensor
+    """Size of the text of these targets: int64 [N, R]."""
 
 
 @dataclass(frozen=True)
@@ -64,59 +72,86 @@ class ValidationScore:
 
 
 def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
-    """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
+    """Return the validation sequences of each source, int64 [sequences, sequence_length + 1]."""
+    length = recipe.train.sequence_length
+    return {
+        name: read_sequences(store[f"{name}/validation"], indices, length)
+        for name, indices in _validation_indices(recipe, store).items()
+    }
 
-    `num_validation_sequences` computes how many sequences each source contributes. The sequences are spread evenly over
-    the source's validation split.
+
+def _validation_indices(recipe: Recipe, store: TokenStore) -> dict[str, list[int]]:
+    """Return the indices of each source's validation sequences, which are spread evenly over its validation split.
+
+    `num_validation_sequences` computes how many sequences each source contributes.
     """
     length = recipe.train.sequence_length
     available = {name: store.num_validation_sequences(name, length) for name in recipe.data.sources}
-    sequences = {}
-    for name, num_sequences in num_validation_sequences(recipe, available).items():
-        indices = [i * available[name] // num_sequences for i in range(num_sequences)]
-        sequences[name] = read_sequences(store[f"{name}/validation"], indices, length)
-    return sequences
+    return {
+        name: [i * available[name] // num_sequences for i in range(num_sequences)]
+        for name, num_sequences in num_validation_sequences(recipe, available).items()
+    }
 
 
-def position_ranges(length: int) -> dict[str, slice]:
-    """Return ranges of positions that cover a sequence of `length` tokens, by name: `0-255`, `256-511`, `512-1023`.
+def position_ranges(length: int) -> list[range]:
+    """Return the ranges of positions that have scores of their own in sequences of `length` tokens.
 
-    Each range after the first is as long as all ranges before it, except that the last one ends at `length`. The ranges
-    of different lengths therefore have the same beginnings.
+    For 1,024 tokens, the ranges are 0-255, 256-511 and 512-1023. Each range after the first is at least as long as all
+    ranges before it. Sequences below 512 tokens have one range.
     """
     edges = [0]
     while (edge := max(_FIRST_RANGE, 2 * edges[-1])) <= length / 2:
         edges.append(edge)
-    return {f"{start}-{stop - 1}": slice(start, stop) for start, stop in itertools.pairwise([*edges, length])}
+    return [range(start, stop) for start, stop in itertools.pairwise([*edges, length])]
 
 
 def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> ValidationSet | None:
     """Return the validation sequences, or None if the store contains none."""
-    by_source = read_validation_sequences(recipe, store)
+    by_source, length = read_validation_sequences(recipe, store), recipe.train.sequence_length
     if not by_source:
         return None
-    ranges = position_ranges(recipe.train.sequence_length)
-    sizes = {
-        name: [len(target_bytes(own[:, part.start : part.stop + 1], tokenizer)) for part in ranges.values()]
-        for name, own in by_source.items()
-    }
-    sources = {name: (len(own), sum(sizes[name])) for name, own in by_source.items()}
-    by_range = map(sum, zip(*sizes.values(), strict=True))
-    positions = {name: (part, size) for (name, part), size in zip(ranges.items(), by_range, strict=True)}
-    return ValidationSet(torch.cat(list(by_source.values())), sources, positions)
+    sequences, starts, ranges = torch.cat(list(by_source.values())), None, position_ranges(length)
+    positions = torch.arange(length).repeat(len(sequences), 1)
+    if recipe.train.document_mask:
+        by_index = _validation_indices(recipe, store).items()
+        order = [(store[f"{name}/validation"], index) for name, indices in by_index for index in indices]
+        starts = read_document_starts(order, length)
+        positions = positions - starts
+    first_of_later = torch.tensor([part.start for part in ranges[1:]], dtype=torch.int64)
+    range_numbers = torch.bucketize(positions, first_of_later, right=True).to(torch.uint8)
+    sizes = torch.tensor([len(text) for text in _target_texts(sequences, tokenizer)]).view(positions.shape)
+    return ValidationSet(
+        sequences,
+        starts,
+        {name: len(own) for name, own in by_source.items()},
+        [f"{part.start}-{part.stop - 1}" for part in ranges],
+        range_numbers,
+        _sum_by_range(torch.ones_like(sizes), range_numbers, len(ranges)),
+        _sum_by_range(sizes, range_numbers, len(ranges)),
+    )
+
+
+def _sum_by_range(values: Tensor, ranges: Tensor, num_ranges: int) -> Tensor:
+    """Return the sums of values [N, T] by sequence and range [N, R], in 64 bits."""
+    dtype = torch.float64 if values.is_floating_point() else torch.int64
+    sums = [torch.where(ranges == number, values, 0).sum(1, dtype=dtype) for number in range(num_ranges)]
+    return torch.stack(sums, 1)
 
 
 def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     """Return the text of all targets in `sequences` [sequences, T + 1], without BOS and EOS."""
+    return b"".join(_target_texts(sequences, tokenizer))
+
+
+def _target_texts(sequences: Tensor, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """Yield the text of each target; that of BOS and EOS is empty."""
     bytes_of_tokens = tokenizer.token_bytes()
-    text = bytearray()
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
             token_bytes = bytes_of_tokens[token]
             # The space that SentencePiece adds before each document is not part of the document.
             is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
-            text += token_bytes.removeprefix(b" ") if is_first else token_bytes
-    return bytes(text)
+            yield token_bytes.removeprefix(b" ") if is_first else token_bytes
 
 
 def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> float:
@@ -149,41 +184,39 @@ def validate(
     sequences of several sources.
     """
     sequences, device = validation_set.sequences, world.device
-    ranges = [part for part, _ in validation_set.positions.values()]
-    length = sequences.shape[1] - 1
     passes = -(-len(sequences) // (micro_batch_size * world.size))
     nats = torch.zeros((), dtype=torch.float64)
-    range_nats = torch.zeros(len(sequences), len(ranges), dtype=torch.float64, device=device)
+    range_nats = torch.zeros(validation_set.num_targets.shape, dtype=torch.float64, device=device)
     for number in range(passes):
         start = (number * world.size + world.rank) * micro_batch_size
-        part = sequences[start : start + micro_batch_size]
+        own = slice(start, start + micro_batch_size)
+        part, ranges = sequences[own], validation_set.ranges[own].to(device)
         # With padding, all forward passes have the same shape, so the model is compiled once.
-        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(device)
+        padding = (0, 0, 0, micro_batch_size - len(part))
+        padded, starts = F.pad(part, padding).to(device), validation_set.document_starts
+        if starts is not None:
+            starts = F.pad(starts[own], padding).to(device)
         targets = padded[: len(part), 1:]
         token_nats = torch.empty(targets.numel(), device=device)
-        nats += model.loss(padded[:, :-1], targets, token_nats=token_nats).double().cpu()
-        by_range = [token_nats.view(targets.shape)[:, own].sum(1, dtype=torch.float64) for own in ranges]
-        range_nats[start : start + len(part)] = torch.stack(by_range, 1)
+        loss = model.loss(padded[:, :-1], targets, token_nats=token_nats, document_starts=starts)
+        nats += loss.double().cpu()
+        range_nats[own] = _sum_by_range(token_nats.view(targets.shape), ranges, range_nats.shape[1])
         heartbeat()
     total = all_reduce_sum(nats.to(device), world).item()
-    range_nats = all_reduce_sum(range_nats, world).cpu()
-    counts = [count for count, _ in validation_set.sources.values()]
-    by_source = (own.sum().item() for own in range_nats.split(counts))
-    sources = {
-        name: _score(own, count * length, num_bytes)
-        for own, (name, (count, num_bytes)) in zip(by_source, validation_set.sources.items(), strict=True)
-        if num_bytes  # a sequence may consist of BOS and EOS
-    }
-    positions = {
-        name: _score(own, len(sequences) * (part.stop - part.start), num_bytes)
-        for own, (name, (part, num_bytes)) in zip(
-            range_nats.sum(0).tolist(), validation_set.positions.items(), strict=True
-        )
-        if num_bytes and len(ranges) > 1
-    }
-    num_bytes = sum(num_bytes for _, num_bytes in validation_set.sources.values())
-    return replace(_score(total, len(sequences) * length, num_bytes), sources=sources, positions=positions)
+    sums = (all_reduce_sum(range_nats, world).cpu(), validation_set.num_targets, validation_set.num_bytes)
+    counts = list(validation_set.sources.values())
+    sources = _scores(validation_set.sources, *([own.sum().item() for own in part.split(counts)] for part in sums))
+    positions = _scores(validation_set.positions, *(part.sum(0).tolist() for part in sums))
+    num_targets, num_bytes = (part.sum().item() for part in sums[1:])
+    has_several = len(validation_set.positions) > 1
+    return ValidationScore(
+        total / num_targets, total / math.log(2) / num_bytes, sources, positions if has_several else {}
+    )
 
 
-def _score(nats: float, num_tokens: int, num_bytes: int) -> ValidationScore:
-    return ValidationScore(nats / num_tokens, nats / math.log(2) / num_bytes)
+def _scores(
+    names: Iterable[str], nats: list[float], num_targets: list[float], num_bytes: list[float]
+) -> dict[str, ValidationScore]:
+    """Return the score of each part with text; a sequence may consist of BOS and EOS."""
+    rows = zip(names, nats, num_targets, num_bytes, strict=True)
+    return {name: ValidationScore(own / count, own / math.log(2) / size) for name, own, count, size in rows if size}
