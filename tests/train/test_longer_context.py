@@ -28,7 +28,6 @@ LONGER: dict[str, object] = {
     "train.document_mask": True,
     "train.validation_sequences": 4,
     "data.sources.modules.min_tokens": 256,
-    "data.sources.lines.weight": 0,
 }
 WAYS: dict[str, tuple[dict[str, object], list[str]]] = {
     "theta": ({"model.rope_theta": 40000.0}, ["model.rope_theta was 10000.0, is 40000.0"]),
