@@ -1,15 +1,15 @@
 """A longer context for the demo's model: bits per byte by position, compared with the demo's model on equal targets.
 
-    python benchmarks/longer_context.py [--seeds 1337 1 2] [--one-base] [--folder DIR] [--name trial --train.tokens 200k]
+    python benchmarks/longer_context.py [--seeds 1337 1 2] [--one-base] [--folder DIR] [--name trial --train.tokens 99k]
 
 For each seed, the script trains the demo's recipe and releases the model, whose context has 256 tokens. The recipe
 demo-long then extends the context to 1,024 tokens. With --one-base, all seeds extend the model of the first seed. Other
 flags are fields of demo-long, for trials. Interrupted runs resume.
 
-The targets are those of all validation documents of the demo with more than 256 tokens, in rows of up to 1,024 tokens
-that begin at the document's beginning. The extended model reads a row at once. The demo's model reads a row in windows
-of 256 tokens, or in a sliding window, in which each target beyond 256 has 193 to 256 tokens of context. The standard
-error of a difference treats the documents as independent.
+The targets are those of all validation documents of the demo with more than 256 tokens, of at most their first 4,096
+tokens. A document is divided into rows of 1,024 tokens from its beginning on. The extended model reads a row at once.
+The demo's model reads a row in windows of 256 tokens, or in a sliding window, in which each target beyond 256 has 193
+to 256 tokens of context. The standard error of a difference treats the documents as independent.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import position_ranges, target_bytes
 
-SHORT, LONG, STRIDE, BATCH = 256, 1024, 64, 16
-"""Context of the demo, extended context, step of the sliding window, and sequences of a forward pass."""
+SHORT, LONG, STRIDE, BATCH, MAX_ROWS = 256, 1024, 64, 16, 4
+"""Context of the demo, extended context, step of the sliding window, rows of a forward pass, and of a document."""
 PRECISION = PRECISIONS[Recipe.load("demo").train.precision]
 PARTS = {
     **{f"{part.start}-{part.stop - 1}": part for part in position_ranges(LONG)},
@@ -124,7 +124,7 @@ def read_rows(folder: Path) -> Rows:
     ]
     for number, document in enumerate(tokens for tokens in found if len(tokens) > SHORT):
         tokens = torch.from_numpy(document.astype("int64"))
-        own = [tokens[start : start + LONG + 1] for start in range(0, len(tokens) - 1, LONG)]
+        own = [tokens[start : start + LONG + 1] for start in range(0, len(tokens) - 1, LONG)][:MAX_ROWS]
         ids += own
         lengths += [len(row) - 1 for row in own]
         documents += [number] * len(own)

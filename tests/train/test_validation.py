@@ -104,7 +104,7 @@ def test_scores_by_position_equal_a_direct_computation_and_sum_to_the_total(
     state = build_state(load_recipe(small, **LONG, **{"train.document_mask": document_mask}))
     assert state.validation_set is not None
     sequences, tokenizer = state.validation_set.sequences, state.tokenizer
-    positions, nats = [], torch.empty(len(sequences), 1024, dtype=torch.float64)
+    positions, nats = list[int](), torch.empty(len(sequences), 1024, dtype=torch.float64)
     for row, ids in enumerate(sequences):  # each document alone
         begins = [0, *(index for index in range(1, 1024) if document_mask and ids[index] == tokenizer.bos_id), 1024]
         for begin, end in itertools.pairwise(begins):

@@ -290,7 +290,7 @@ def initialize_weights(state: TrainState) -> None:
         initialize(state.model, recipe.seed)
     if state.world.is_main:
         if initial:
-            record = {"source": recipe.train.initial_weights, "digest": initial.digest}
+            record: dict[str, Any] = {"source": recipe.train.initial_weights, "digest": initial.digest}
             changes = _position_changes(recipe.model, initial.config)
             record |= {"vocab_size": initial.vocab_size} | ({"changed": changes} if changes else {})
             write_json(state.run.initial_weights_path, record)
