@@ -192,6 +192,17 @@ def test_release_and_its_huggingface_folder_are_one_model(
     assert output == f"{expected}\n" * 3
 
 
+@torch.no_grad()
+def test_generation_beyond_the_original_context_equals_transformers(small: Path, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "peer", small, rope_parameters=LLAMA3)
+    prompt = torch.randint(400, (1, 30), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(prompt, max_new_tokens=30, do_sample=False)[0, 30:].tolist()
+    assert list(generate(load_model(folder), prompt[0].tolist(), 30)) == expected
+    assert len(set(expected)) > 5  # otherwise a wrong model could give the same tokens
+
+
 def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line with which `generate` refuses a folder."""
     capsys.readouterr()

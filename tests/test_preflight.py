@@ -167,6 +167,7 @@ def test_missing_special_token_is_found(small: Path, tmp_path: Path) -> None:
         ({"release.baselines": ["ada/pythia", "pythia"]}, "release.baselines", "pythia is neither a folder", False),
         (FLOAT8 | {"model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
         (FLOAT8 | {"model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
+        (FLOAT8 | {"model.head_dim": 22}, "train.float8", "heads x head_dim is 88", True),
     ],
 )
 def test_problem_of_milestone_or_training_is_found(

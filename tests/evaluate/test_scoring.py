@@ -68,6 +68,19 @@ def test_log_likelihoods_equal_lm_evals(llama_folder: Path, reference: LM, name:
     assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
 
 
+def test_log_likelihoods_of_a_scaled_rotary_embedding_equal_lm_evals(llama_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "scaled")
+    scaling = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    rope = {"rope_type": "llama3", **scaling}
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"rope_scaling": rope, "rope_parameters": rope})
+    requests = requests_of(loaded("hellaswag"), 5)
+    expected = hugging_face_model(folder).loglikelihood(requests)
+    assert_close(our_model(folder).loglikelihood(requests), expected)
+    plain = our_model(llama_folder).loglikelihood(requests)
+    assert [score for score, _ in plain] != pytest.approx([score for score, _ in expected], rel=1e-3)
+
+
 def test_truncated_requests_are_counted_and_scored_as_in_lm_eval(llama_folder: Path, reference: LM) -> None:
     requests, model = requests_of(loaded("hellaswag"), 20), our_model(llama_folder)
     assert_close(model.loglikelihood(requests), reference.loglikelihood(requests))

@@ -86,6 +86,14 @@ def test_batch_memory_and_disk_are_those_of_the_plan(
     assert keyword in result.found
 
 
+def test_recipe_of_llama_3_lacks_only_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tinyllama.plan.doctor.disk_and_free_bytes", lambda path: (1, PETABYTE))
+    results = check_recipe(Recipe.load("llama3-1b"), EIGHT_GPUS)
+    assert missing(results) == ["tokenizer", "raw files of slimpajama", "raw files of starcoderdata"]
+    assert [result.what for result in results if result.status == "warning"] == ["token store", "items of the tasks"]
+
+
 def test_each_disk_has_a_result() -> None:
     recipe = Recipe.load("tinyllama-1.1b")
     results = check_sizes(recipe, 32_000, EIGHT_GPUS, lambda path: (path.parts[0] == "data", 10**12))

@@ -22,6 +22,15 @@ def test_json_has_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     read_documented_json("plan", capsys.readouterr().out, exact=False)
 
 
+def test_plan_without_the_tokenizer_assumes_the_vocabulary_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "llama3-1b", "--hardware", "h100", "--gpus", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["parameters"], found["memory_fits"]) == (1_235_814_400, True)
+
+
 def test_sweep_is_printed_and_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "sweep.png"
     command = ["plan", "tinyllama-1.1b", "--hardware", "h100", "--sweep", "gpus=8,64,4096", "--plot", str(plot)]

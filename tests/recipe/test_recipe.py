@@ -10,7 +10,7 @@ import pytest
 from tinyllama.cli.arguments import extract_overrides
 from tinyllama.errors import InputError
 from tinyllama.model.flops import flops_per_token, num_parameters
-from tinyllama.recipe import Recipe, bundled_recipes
+from tinyllama.recipe import Recipe, bundled_recipes, differences
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
@@ -69,6 +69,13 @@ def test_head_dim_is_dim_per_head_unless_given(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "given.yaml", {"model.heads": 8}).model.head_dim == 128
     assert Recipe.load(tmp_path / "given.yaml", {"model.head_dim": None}) == Recipe.load("demo")
     assert given.digest != Recipe.load("demo").digest
+
+
+def test_fields_of_an_older_run_without_head_dim_and_rope_scaling_do_not_differ() -> None:
+    fields = Recipe.load("demo").fields_affecting_weights()
+    older = {name: value for name, value in fields.items() if name not in ("model.head_dim", "model.rope_scaling")}
+    assert len(older) == len(fields) - 2
+    assert differences(older, fields) == []
 
 
 SCALING = {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 64}

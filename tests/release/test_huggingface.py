@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,17 @@ from tinyllama.release.release import release_run, write_hugging_face
 TEXTS = ["The file is opened.", "def main():\n    return  [1, 23]\n", "  two  spaces", "café 日本 \U0001f999"]
 
 
-@pytest.fixture(scope="module", params=[{}, {"tie_embeddings": True}, {"kv_heads": 4}], ids=["gqa", "tied", "mha"])
+SCALING = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 32}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "tied": {"tie_embeddings": True},
+    "mha": {"kv_heads": 4},
+    "llama3": {"tie_embeddings": True, "head_dim": 24, "rope_scaling": SCALING},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 3}},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES.keys())
 def folder(request: pytest.FixtureRequest, make_run: Callable[..., Path]) -> Path:
     return release_run(make_run(**request.param)) / "huggingface"
 

@@ -28,7 +28,12 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
-TIED = {"untied": False, "tied": True}
+LLAMA3 = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 32}
+VARIANTS: dict[str, dict[str, object]] = {
+    "untied": {},
+    "tied": {"model.tie_embeddings": True},
+    "llama3": {"model.tie_embeddings": True, "model.head_dim": 24, "model.rope_scaling": LLAMA3},
+}
 SHORT = ("--train.tokens", "768", "--train.schedule.warmup_steps", "1")
 
 
@@ -36,10 +41,9 @@ def vocab_size(small: Path) -> int:
     return Tokenizer.load(small / "tokenizer").vocab_size
 
 
-def write_external_model(folder: Path, recipe: Recipe, vocab_size: int, tied: bool = False, **config: Any) -> Path:
+def write_external_model(folder: Path, recipe: Recipe, vocab_size: int, **config: Any) -> Path:
     """Write a random Llama of the recipe's shape with transformers, in several weight files."""
-    shape = recipe.model.model_copy(update={"tie_embeddings": tied})
-    settings = config_to_hugging_face(shape, vocab_size, 1, 2) | {"dtype": "float32", "initializer_range": 0.1}
+    settings = config_to_hugging_face(recipe.model, vocab_size, 1, 2) | {"dtype": "float32", "initializer_range": 0.1}
     torch.manual_seed(5)
     LlamaForCausalLM(LlamaConfig(**settings | config)).save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -67,23 +71,24 @@ def _work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs from external weights, `untied` and `tied`, on one rank and on two; models in `models`."""
+    """A folder with a run from external weights of each variant, on one rank and on two; models in `models`."""
     folder = tmp_path_factory.mktemp("initial")
     fields: dict[str, object] = {"train.tokens": 8 * 384, "checkpoint.every_steps": 4}
     for ranks, suffix in ((1, ""), (2, "-2-ranks")):
         recipes = []
-        for name, tied in TIED.items():
+        for name, shape in VARIANTS.items():
             model = folder / "models" / name
             if not model.exists():  # the tied one has more rows than the tokenizer has tokens, as many models have
-                write_external_model(model, load_recipe(small), vocab_size(small) + 40 * tied, tied)
-            own: dict[str, object] = {"train.initial_weights": str(model), "model.tie_embeddings": tied}
-            recipes.append(write_recipe(folder, small, name + suffix, **fields | own))
+                rows = vocab_size(small) + 40 * (name == "tied")
+                write_external_model(model, load_recipe(small, **shape), rows)
+            own: dict[str, object] = {"train.initial_weights": str(model)}
+            recipes.append(write_recipe(folder, small, name + suffix, **fields | own | shape))
         train_recipes(folder, ranks, recipes)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_first_loss_is_transformers_on_the_same_sequences(small: Path, runs: Path, name: str) -> None:
     sequences = batch_of_step(load_recipe(small), TokenStore.open(small / "store"), 0)
     losses = metric_by_step(runs, name)
@@ -100,12 +105,12 @@ def test_schedule_and_data_start_at_step_0(runs: Path) -> None:
     assert events == [("start", 0), ("checkpoint", 4), ("checkpoint", 8), ("done", 8)]
 
 
-@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_two_ranks_start_from_the_same_weights(runs: Path, name: str) -> None:
     assert metric_by_step(runs, f"{name}-2-ranks") == pytest.approx(metric_by_step(runs, name), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_checkpoints_load_and_name_the_source_of_the_weights(runs: Path, name: str) -> None:
     model, external = load_model(runs / "runs" / name), HuggingFaceLlama.open(runs / "models" / name)
     assert model.vocab_size == external.vocab_size
@@ -138,7 +143,9 @@ def test_initial_weights_are_bit_identical_to_the_source(small: Path, tmp_path: 
 
 
 def test_untied_head_is_loaded_although_the_config_says_tied(small: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(small, write_external_model(tmp_path, load_recipe(small), vocab_size(small), tied=True))
+    recipe = load_recipe(
+        small, write_external_model(tmp_path, load_recipe(small), vocab_size(small), tie_word_embeddings=True)
+    )
     path = sorted(tmp_path.glob("*.safetensors"))[0]
     head, index = torch.randn(vocab_size(small), recipe.model.dim), tmp_path / "model.safetensors.index.json"
     save_file(load_file(path) | {"lm_head.weight": head}, path, {"format": "pt"})
@@ -176,9 +183,6 @@ def test_other_shape_is_refused_with_the_field_and_both_values(
     model = write_external_model(tmp_path / "model", load_recipe(small), vocab_size(small), **there)
     (other,) = there.values()
     assert f"is {here}, but {other} in {model}" in refusal(small, model, field)
-
-
-LLAMA3 = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 128}
 
 
 def test_longer_context_may_have_another_rotary_embedding(small: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training: transformers' losses step by step, changed recipes, locks and the compiler."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from tests.train.launch import read_events, read_metrics
 from tests.train.single_process import build_state, load_recipe, train_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
+from tinyllama.files import read_json, write_json
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.runs.run_dir import RunDir
@@ -27,8 +30,12 @@ def loss_of_step(state: TrainState, step: int) -> float:
     return float(train_step(state, step, batch_of_step(state.recipe, state.store, step))[0])
 
 
-def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
-    recipe = load_recipe(small)
+SCALING = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 32}
+
+
+@pytest.mark.parametrize("shape", [{}, {"model.head_dim": 24, "model.rope_scaling": SCALING}], ids=["plain", "llama3"])
+def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path, shape: dict[str, object]) -> None:
+    recipe = load_recipe(small, **shape)
     state = build_state(recipe)
     config = config_to_hugging_face(recipe.model, state.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
     reference = LlamaForCausalLM(LlamaConfig(**config))
@@ -67,6 +74,28 @@ def test_micro_batch_size_changes_only_rounding(small: Path) -> None:
         losses.append([loss_of_step(state, step) for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_token_ids_beyond_two_bytes_are_stored_and_trained_on(small: Path, tmp_path: Path) -> None:
+    """Llama 3's vocabulary has 128,256 tokens; here, a small one's ids are moved to the end of 66,500 ids."""
+    document = read_json(small / "tokenizer/tokenizer.json")
+    special, first = len(document["added_tokens"]), 66_500 - len(document["model"]["vocab"])
+    moved = {token: number + first * (number >= special) for token, number in document["model"]["vocab"].items()}
+    document["model"]["vocab"] = moved | {f"unused{number}": number for number in range(special, first + special)}
+    shutil.copytree(small / "tokenizer", tmp_path / "wide", ignore=lambda *_: {"tokenizer.model"})
+    write_json(tmp_path / "wide/tokenizer.json", document)
+    paths = {"tokenizer": str(tmp_path / "wide"), "data.store": str(tmp_path / "store")}
+    recipe = load_recipe(small, **paths)
+    build_store(recipe)
+    state = build_state(recipe)
+    assert state.model.vocab_size == 66_500
+    batch, narrow = batch_of_step(recipe, state.store, 0), TokenStore.open(small / "store")
+    expected = batch_of_step(load_recipe(small), narrow, 0)
+    assert torch.equal(torch.where(batch >= special, batch - first, batch), expected)
+    assert int(batch.max()) > 1 << 16
+    losses = [loss_of_step(state, step) for step in range(2)]
+    assert losses[0] == pytest.approx(math.log(66_500), rel=0.1)
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.slow
@@ -110,6 +139,15 @@ def test_changed_recipe_is_refused_with_the_field_that_differs(
     if is_allowable:
         run = train(load_recipe(small, **changed), allow_change=True)
         assert [row["step"] for row in read_metrics(run)] == [1, 2]
+
+
+def test_resume_with_another_rotary_embedding_is_refused(small: Path, work_dir: Path) -> None:
+    shape = {"train.tokens": 384, "model.rope_scaling": SCALING}
+    train(load_recipe(small, **shape))
+    with pytest.raises(InputError, match=r"model\.rope_scaling\.factor was 4.0, is 8.0; undo"):
+        train(load_recipe(small, **shape, **{"model.rope_scaling.factor": 8}))
+    with pytest.raises(InputError, match=r"model\.rope_scaling\.type was 'llama3', is None; undo"):
+        train(load_recipe(small, **{"train.tokens": 384}))
 
 
 def test_resume_with_another_tokenizer_is_refused_with_short_hashes(small: Path, work_dir: Path) -> None:
