@@ -39,7 +39,7 @@ CASES = {
     },
     "tinyllama plan dark.yaml --data.sources.second.holdout ": {"tail"},
     "tinyllama watch --no": {"--no-browser"},
-    "tinyllama train d": {"demo", "dark.yaml"},
+    "tinyllama train d": {"demo", "demo-long", "dark.yaml"},
     "tinyllama plan demo --al": set(),
     "tinyllama train demo --al": {"--allow-change"},
 }

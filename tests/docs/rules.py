@@ -36,6 +36,15 @@ ALL_STAGES = {"vocab_size": 600, "release.formats": "[huggingface]", "release.ta
 PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
 
+LONGER = {
+    "model.context_length": 128,
+    "model.rope_theta": 40000,
+    "train.sequence_length": 64,
+    "train.initial_weights": f"runs/demo/releases/{STEP}/huggingface",
+}
+"""Fields of `demo-long`, which extends the context of the release that these tests make."""
+
+
 @dataclass(frozen=True)
 class Excluded:
     """Commands that do not run here, with the reason; `parsed` checks their arguments, `skipped` does not."""
@@ -79,6 +88,8 @@ def exclusion(command: str) -> Excluded | None:
 def scaled(words: list[str]) -> list[str]:
     """Return the words of a `tinyllama` command with smaller values; fast commands stay unchanged."""
     match words:
+        case ["prepare" | "train", "demo-long", *_]:
+            return [*words, *_flags(TRAINING | PREPARING | LONGER)]
         case ["train" | "run" as command, recipe, *_]:
             more = PREPARING if recipe in bundled_recipes() else {}
             return [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]

@@ -64,9 +64,7 @@ ours = pytest.mark.parametrize("attend", OURS.values(), ids=OURS.keys())
 
 @ours
 @every_case
-def test_values_and_gradients_equal_torch_with_a_mask(
-    attend: Attend, time: int, beginnings: list[list[int]]
-) -> None:
+def test_values_and_gradients_equal_torch_with_a_mask(attend: Attend, time: int, beginnings: list[list[int]]) -> None:
     starts = starts_of(time, beginnings)
     inputs = random_inputs(len(starts), 6, 2, time, torch.float32)
     found, expected = (

@@ -41,6 +41,23 @@ def test_weights_gradients_and_moments_are_sharded() -> None:
     assert {name: round(16 * components[name] / 1_100_048_384) for name in bytes_per_parameter} == bytes_per_parameter
 
 
+def test_longer_sequences_take_more_flops_and_equal_memory_per_token() -> None:
+    """The equally many tokens of a micro-batch are in a quarter of the sequences."""
+    longer: dict[str, object] = {"model.context_length": 8192, "train.sequence_length": 8192}
+    longer |= {"train.batch_sequences": 256, "train.micro_batch_sequences": 2, "model.rope_theta": 500_000}
+    short, long = figures(), figures(longer)
+    assert (short["tokens"], short["steps"]) == (long["tokens"], long["steps"])
+    assert long["flops_per_token"] - short["flops_per_token"] == 6 * 22 * 2048 * (8192 - 2048)
+    assert long["total_flops"] == long["tokens"] * long["flops_per_token"]
+    slower = long["tokens_per_second"] * long["flops_per_token"] / short["flops_per_token"]
+    assert slower == pytest.approx(short["tokens_per_second"], rel=1e-6)
+    activations = [found["memory_bytes_by_component"]["activations"] for found in (short, long)]
+    assert activations[0] == activations[1]
+    assert (
+        figures(longer | {"train.micro_batch_sequences": 8})["memory_bytes_per_gpu"] > 2 * long["memory_bytes_per_gpu"]
+    )
+
+
 def test_fp32_is_planned_with_the_fp32_peak() -> None:
     bf16, fp32 = figures(), figures({"train.precision": "fp32"})
     assert fp32["tokens_per_second_per_gpu"] / bf16["tokens_per_second_per_gpu"] == pytest.approx(19.5 / 312)

@@ -1,4 +1,7 @@
-"""A separator or a held-out tail gives a source of one long document validation text; otherwise a remedy is shown."""
+"""A separator or a held-out tail gives a source of one long document validation text; otherwise a remedy is shown.
+
+A source with `min_tokens` has exactly the documents with as many tokens, and counts the others.
+"""
 
 import itertools
 from pathlib import Path
@@ -18,7 +21,7 @@ from tinyllama.errors import InputError
 from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.selection import sample_texts, split_tail
-from tinyllama.prepare.store_warnings import holdout_remedy
+from tinyllama.prepare.store_warnings import HELD_OUT, holdout_remedy
 from tinyllama.recipe import Recipe
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer
@@ -118,8 +121,8 @@ def test_separated_documents_keep_their_provenance(small: Path, tmp_path: Path) 
         assert [texts[document.row] for document in documents] == texts_of(small, store, name.removeprefix("own/"))
 
 
-@pytest.mark.parametrize(("field", "value"), [("separator", "\n\n"), ("holdout", "tail")])
-def test_store_of_another_separator_or_holdout_is_refused(small: Path, tmp_path: Path, field: str, value: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("separator", "\n\n"), ("holdout", "tail"), ("min_tokens", 9)])
+def test_store_of_another_selection_is_refused(small: Path, tmp_path: Path, field: str, value: object) -> None:
     write(tmp_path / "raw/a.txt", TEXT.encode())
     recipe = recipe_of(small, tmp_path)
     prepared(recipe)
@@ -178,3 +181,50 @@ def test_sample_of_many_small_files_has_the_wanted_size(
     total = 600 * num_files
     sample = [len(text) for text in sample_texts(recipe_of(small, tmp_path, 0), round(fraction * total))]
     assert sum(sample) == pytest.approx(fraction * total, rel=0.25)
+
+
+@pytest.mark.parametrize("holdout", [None, "tail"])
+@pytest.mark.parametrize("special", [True, False])
+def test_documents_with_fewer_tokens_than_the_minimum_are_dropped_and_counted(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], special: bool, holdout: str | None
+) -> None:
+    modules, tokenizer = python_sources(8), Tokenizer.load(small / "tokenizer")
+    parts = (part.strip() for part in [*modules, *"".join(modules[:3]).split("\n\n")])
+    texts = [text for text in dict.fromkeys(parts) if text]
+
+    def num_tokens(text: str) -> int:
+        own = [part for part in split_tail(text, 0.1) if part] if holdout else [text]
+        return sum(len(tokenizer.encode(to_str(part))) + 2 * special for part in own)
+
+    sizes = {text: num_tokens(text) for text in texts}
+    minimum = sorted(sizes.values())[len(texts) // 2]  # the size of a document, which is kept
+    write_jsonl(tmp_path / "raw/a.jsonl", [*texts, ""])
+    recipe = recipe_of(small, tmp_path, format="jsonl", holdout=holdout, min_tokens=minimum)
+    document = recipe.data.document.model_copy(update={"bos": special, "eos": special})
+    store = prepared(recipe.model_copy(update={"data": recipe.data.model_copy(update={"document": document})}))
+    kept = [text for text in texts if sizes[text] >= minimum]
+    rows = store["own/train"].manifest["rows"]
+    held_out, reason = store["own/validation"].num_documents, f"fewer than {minimum} tokens"
+    expected = {"empty text": 1, reason: len(texts) - len(kept)} | ({} if holdout else {HELD_OUT: held_out})
+    assert rows["dropped"] == expected
+    assert rows["read"] == len(texts) + 1 == rows["kept"] + sum(rows["dropped"].values())
+    assert (rows["kept"] if holdout else rows["kept"] + held_out) == len(kept)
+    documents = [document for split in store.splits.values() for document in split.find_documents(range(len(split)))]
+    assert {texts[document.row] for document in documents} == set(kept)
+    assert find_corruption(store.folder) == []
+    assert main(["inspect", str(store.folder)]) == 0
+    assert f"{len(texts) - len(kept)}  dropped: {reason}" in capsys.readouterr().out
+
+
+def test_the_minimum_applies_to_validation_files_too(small: Path, tmp_path: Path) -> None:
+    for name in ("train", "dev"):
+        write_jsonl(tmp_path / f"raw/{name}/a.jsonl", [f"short {name}", f"long {name} " * 50])
+    store = prepared(recipe_of(small, tmp_path, format="huggingface", min_tokens=50))
+    for split in store.splits.values():
+        assert split.manifest["rows"] == {"read": 2, "kept": 1, "dropped": {"fewer than 50 tokens": 1}}
+
+
+def test_minimum_above_every_document_is_an_error(small: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "raw/a.jsonl", ["the only document"])
+    with pytest.raises(InputError, match=r"1 rows fewer than 5,000 tokens\); lower the source's min_tokens"):
+        build_store(recipe_of(small, tmp_path, format="jsonl", min_tokens=5000))

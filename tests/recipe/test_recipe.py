@@ -10,7 +10,7 @@ import pytest
 from tinyllama.cli.arguments import extract_overrides
 from tinyllama.errors import InputError
 from tinyllama.model.flops import flops_per_token, num_parameters
-from tinyllama.recipe import Recipe, bundled_recipes, differences
+from tinyllama.recipe import Recipe, bundled_recipes
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
@@ -69,13 +69,6 @@ def test_head_dim_is_dim_per_head_unless_given(tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "given.yaml", {"model.heads": 8}).model.head_dim == 128
     assert Recipe.load(tmp_path / "given.yaml", {"model.head_dim": None}) == Recipe.load("demo")
     assert given.digest != Recipe.load("demo").digest
-
-
-def test_fields_of_an_older_run_without_head_dim_and_rope_scaling_do_not_differ() -> None:
-    fields = Recipe.load("demo").fields_affecting_weights()
-    older = {name: value for name, value in fields.items() if name not in ("model.head_dim", "model.rope_scaling")}
-    assert len(older) == len(fields) - 2
-    assert differences(older, fields) == []
 
 
 SCALING = {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_context_length": 64}
@@ -219,6 +212,20 @@ def test_flag_sets_field_of_null_part(tmp_path: Path) -> None:
     assert recipe.data.slurm.partition == "cpu"
     with pytest.raises(InputError, match=r"--name\.x: name is 'demo'"):
         Recipe.load(tmp_path / "recipe.yaml", {"name.x": 1})
+
+
+def test_fields_of_later_versions_change_the_digest_only_if_they_are_set() -> None:
+    """A checkpoint of the first version has this digest, and must still belong to the recipe."""
+    recipe = Recipe.load("tinyllama-1.1b")
+    assert recipe.digest.startswith("b3b7489f2a4b48d9")
+    scaling = {"type": "linear", "factor": 2}
+    for field, value in (
+        ("train.document_mask", True),
+        ("model.head_dim", 128),
+        ("model.rope_scaling", scaling),
+        ("data.sources.slimpajama.min_tokens", 2048),
+    ):
+        assert Recipe.load("tinyllama-1.1b", {field: value}).digest != recipe.digest
 
 
 def test_digest_depends_only_on_fields_affecting_weights() -> None:

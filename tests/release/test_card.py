@@ -148,6 +148,7 @@ def test_training_table_has_the_recipe(released: Path) -> None:
     validated = read_validation_sequences(recipe, TokenStore.open(recipe.data.store))
     prose, notes = (f"{64 * len(sequences):,}" for sequences in validated.values())
     assert f"\n| prose | {prose} | 4.0000 | 2.0000 |\n| notes | {notes} | 5.0000 | 2.5000 |\n" in card
+    assert "\n| 0-255 | 4.5000 | 2.2500 |\n| 256-511 | 4.0000 | 2.0000 |\n" in card
 
 
 def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None:
@@ -155,7 +156,9 @@ def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None
     text = "".join(json.dumps(row | {"tokens_per_second": 384 / 90}) + "\n" for row in rows)
     (run / "metrics.jsonl").write_text(text)
     card = card_of(release_run(run, step=10))
-    assert "| validation tokens |" not in card  # a row of an earlier version
+    assert (
+        "| validation tokens |" not in card and "| positions in the sequence |" not in card
+    )  # an earlier version's row
     assert row_of(card, "training time")[1] == "15 min, without validation, checkpoints and interruptions"
 
 

@@ -152,6 +152,18 @@ def test_validations_of_several_sources_are_one_chart_of_at_most_eight_lines(run
     assert re.findall(r"</svg>([^<]+)</li>", figure) == ["modules", "lines", *map(str, range(6))]
 
 
+def test_validations_by_position_are_a_chart_and_in_the_results(run: Path) -> None:
+    parts = {
+        f"validation_bits_per_byte_by_position/{name}": value for name, value in (("0-255", 3.0), ("256-511", 2.0))
+    }
+    change_jsonl(run / "metrics.jsonl", lambda rows: [row | parts if "validation_loss" in row else row for row in rows])
+    page = page_of(run, run)
+    figure = page.html.partition('id="chart-validation-by-position"')[2].partition("</figure>")[0]
+    assert re.findall(r"</svg>([^<]+)</li>", figure) == ["0-255", "256-511"]
+    assert "validation at positions 256-511 (bits per byte)" in page.text
+    assert "validation of _by_position" not in page.text
+
+
 def test_run_of_an_earlier_version_has_no_validations_by_source(run: Path) -> None:
     change_jsonl(
         run / "metrics.jsonl",

@@ -1,15 +1,19 @@
-"""Validation: the sequences, bits per byte of the text itself, and gzip on the same text."""
+"""Validation: the sequences, bits per byte of the text itself by source and position, and gzip on the same text."""
 
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import python_sources
 from tests.data.reading import documents_of
 from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
+from tests.train.torchrun import train_recipes, write_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,11 +23,14 @@ from tinyllama.model.llama import Llama
 from tinyllama.preflight import recipe_warnings
 from tinyllama.prepare.selection import hash_to_unit_interval
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.validation import (
+    ValidationScore,
     gzip_bits_per_byte,
     load_validation_set,
+    position_ranges,
     read_validation_sequences,
     target_bytes,
     validate,
@@ -84,6 +91,75 @@ def test_scores_are_bits_over_bytes_of_all_sequences_and_of_each_source(recipe: 
     mean = (14 * score.sources["modules"].loss + 6 * score.sources["lines"].loss) / 20
     assert score.loss == pytest.approx(mean, rel=1e-6)
     assert score.loss == loss_without_sources(state.model, sequences, micro_batch_size)
+
+
+@given(length=st.integers(1, 10_000))
+def test_position_ranges_cover_a_sequence_and_begin_alike_at_every_length(length: int) -> None:
+    ranges = position_ranges(length)
+    assert [position for part in ranges for position in part] == list(range(length))
+    assert len(ranges) == 1 or length >= 512
+    for part in ranges[1:]:
+        assert len(part) >= part.start
+        assert part.start >= 256 and part.start.bit_count() == 1
+
+
+LONG = {"model.context_length": 1024, "train.sequence_length": 1024, "train.validation_sequences": 5}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("document_mask", [False, True])
+@pytest.mark.parametrize("micro_batch_size", [2, 5])
+def test_scores_by_position_equal_a_direct_computation_and_sum_to_the_total(
+    small: Path, micro_batch_size: int, document_mask: bool
+) -> None:
+    state = build_state(load_recipe(small, **LONG, **{"train.document_mask": document_mask}))
+    assert state.validation_set is not None
+    sequences, tokenizer = state.validation_set.sequences, state.tokenizer
+    positions, nats = list[int](), torch.empty(len(sequences), 1024, dtype=torch.float64)
+    for row, ids in enumerate(sequences):  # each document alone
+        begins = [0, *(index for index in range(1, 1024) if document_mask and ids[index] == tokenizer.bos_id), 1024]
+        for begin, end in itertools.pairwise(begins):
+            positions += range(end - begin)
+            logits = state.model(ids[None, begin:end])[0]
+            nats[row, begin:end] = F.cross_entropy(logits, ids[begin + 1 : end + 1], reduction="none").double()
+    score = validate(state.model, state.validation_set, micro_batch_size, SINGLE_PROCESS)
+    pairs = torch.stack([sequences[:, :-1], sequences[:, 1:]], 2).view(-1, 1, 2)
+    sizes = [len(target_bytes(pair, tokenizer)) for pair in pairs]
+    for name, first, last in (("0-255", 0, 255), ("256-511", 256, 511), ("512-1023", 512, 1023)):
+        own = [index for index, position in enumerate(positions) if first <= position <= last]
+        assert score.positions[name].loss == pytest.approx(float(nats.view(-1)[own].mean()), rel=1e-5)
+        bits = float(nats.view(-1)[own].sum()) / math.log(2)
+        assert score.positions[name].bits_per_byte == pytest.approx(bits / sum(sizes[i] for i in own), rel=1e-5)
+    assert list(score.positions) == ["0-255", "256-511", "512-1023"]
+    assert sum(sizes) == len(target_bytes(sequences, tokenizer))
+    assert score.loss == pytest.approx(float(nats.mean()), rel=1e-5)
+    assert (max(positions) == 1023) and (positions.count(0) > 10) == document_mask
+
+
+def test_short_sequences_have_no_scores_by_position(recipe: Recipe) -> None:
+    state = build_state(recipe)
+    assert state.validation_set is not None
+    assert validate(state.model, state.validation_set, 20, SINGLE_PROCESS).positions == {}
+
+
+def test_parts_of_a_validation_have_different_columns() -> None:
+    part = ValidationScore(1.0, 2.0)
+    score = ValidationScore(3.0, 4.0, {"0-255": part, "by_position": part}, {"0-255": part})
+    parts = ("", "/0-255", "/by_position", "_by_position/0-255")
+    columns = {f"validation_{metric}{part}" for metric in ("loss", "bits_per_byte") for part in parts}
+    assert score.metrics().keys() == columns
+
+
+@pytest.mark.slow
+def test_scores_by_position_do_not_depend_on_the_number_of_ranks(small: Path, tmp_path: Path) -> None:
+    fields: dict[str, object] = {**LONG, "train.batch_sequences": 2, "train.micro_batch_sequences": 1}
+    fields |= {"train.tokens": 2048, "train.schedule.warmup_steps": 0}
+    for ranks in (1, 2):
+        train_recipes(tmp_path, ranks, [write_recipe(tmp_path, small, f"ranks-{ranks}", **fields)])
+    (one,), (two,) = (RunDir(tmp_path / f"runs/ranks-{ranks}").metrics() for ranks in (1, 2))
+    by_position = [name for name in one if "_by_position/" in name]
+    assert len(by_position) == 6
+    assert [two[name] for name in by_position] == pytest.approx([one[name] for name in by_position], rel=1e-5)
 
 
 def loss_without_sources(model: Llama, sequences: Tensor, micro_batch_size: int) -> float:

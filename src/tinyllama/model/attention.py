@@ -56,9 +56,7 @@ def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
-def _forward(
-    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _forward(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the attention output and the probabilities of each block (empty if the backward pass recomputes them)."""
     output, saved = _forward_fake(query, keys, values, document_starts)
     tensors = (output, query, keys.contiguous(), values.contiguous())
@@ -173,9 +171,7 @@ def _empty(x: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _forward_fake(
-    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
     return _empty(query), query.new_empty(batch * heads * saved_attention_probabilities(time))
 

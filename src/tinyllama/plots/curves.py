@@ -23,9 +23,10 @@ METRICS = (
     "mfu",
     "memory_bytes",
 )
-"""Columns of metrics.jsonl that become curves, in addition to those of single sources; see `metric_names`."""
-_LOSS_OF, _BITS_PER_BYTE_OF = "validation_loss/", "validation_bits_per_byte/"
-"""Beginnings of the names of a source's metrics."""
+"""Columns of metrics.jsonl that become curves, in addition to the parts of a validation; see `metric_names`."""
+_BY_SOURCE, _BY_POSITION = "validation_bits_per_byte/", "validation_bits_per_byte_by_position/"
+_PARTS = ("validation_loss/", "validation_loss_by_position/", _BY_SOURCE, _BY_POSITION)
+"""Beginnings of the names of metrics of single sources and of ranges of positions."""
 MAX_BINS = 4096
 _CHUNK_ROWS = 4096
 _SMOOTHING_FRACTION = 0.02
@@ -35,9 +36,9 @@ Floats = NDArray[np.float64]
 
 
 def metric_names(row: Mapping[str, Any]) -> Iterable[str]:
-    """Return METRICS and the row's columns of single sources, such as `validation_loss/slimpajama`."""
-    by_source = row if "validation_loss" in row else ()
-    return (*METRICS, *(name for name in by_source if name.startswith((_LOSS_OF, _BITS_PER_BYTE_OF))))
+    """Return METRICS and the row's columns of sources and positions, such as `validation_loss/slimpajama`."""
+    validation = row if "validation_loss" in row else ()
+    return (*METRICS, *(name for name in validation if name.startswith(_PARTS)))
 
 
 # Bins are an array [5, bins] or [5, bins, metrics]. The first axis has minimum, maximum, sum of values, sum of tokens
@@ -77,7 +78,7 @@ class MetricsSummary:
     """Curves and totals of a run's metrics."""
 
     curves: Mapping[str, Curve]
-    """Curve of each metric in METRICS and of single sources, by name."""
+    """Curve of each metric in METRICS and of each part of the validations, by name."""
     newest: Mapping[str, tuple[int, float]]
     """By metric: step and value of the newest row that has the metric."""
     step: int
@@ -92,7 +93,15 @@ class MetricsSummary:
     @property
     def sources(self) -> list[str]:
         """Sources with a validation result of their own."""
-        return [name.removeprefix(_BITS_PER_BYTE_OF) for name in self.newest if name.startswith(_BITS_PER_BYTE_OF)]
+        return self._parts(_BY_SOURCE)
+
+    @property
+    def positions(self) -> list[str]:
+        """Ranges of positions with a validation result of their own, such as `0-255`."""
+        return self._parts(_BY_POSITION)
+
+    def _parts(self, beginning: str) -> list[str]:
+        return [name.removeprefix(beginning) for name in self.newest if name.startswith(beginning)]
 
 
 class MetricsAccumulator:
@@ -100,7 +109,7 @@ class MetricsAccumulator:
 
     def __init__(self) -> None:
         self.names = list(METRICS)
-        """Metrics, in the order of the last axis of the bins. Columns of sources are added when a row has them."""
+        """Metrics, in the order of the last axis of the bins. Parts of a validation are added when a row has them."""
         self.bins = self.pending = np.zeros((5, 0, len(METRICS)))
         """Complete bins, and the newest rows, which do not fill a bin."""
         self.rows_per_bin = 1

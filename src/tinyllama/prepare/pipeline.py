@@ -38,7 +38,7 @@ from tinyllama.recipe import Cleaning, Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
-_NEW_FIELDS = ("separator", "holdout", "url")
+_NEW_FIELDS = ("separator", "holdout", "url", "min_tokens")
 _FIRST_CLEANING_FIELDS = ("deduplicate", "filters", "decontaminate", "decontamination_words", "language")
 """Fields that every manifest has, in this order."""
 COMPARISON_VERSION = 2

@@ -27,9 +27,15 @@ _REMEDIES = {
     "longer than": "split it, for example with the source's separator, or write one JSON object per line",
     "more fields than columns$": 'put fields that contain a comma in "',
     "excluded: ": "correct include and exclude",
+    "fewer than .* tokens$": "lower the source's min_tokens",
     f"{HELD_OUT}$": "set the source's holdout to tail, set a separator for text, or lower data.validation_fraction",
 }
 """Remedy for rejected rows, by a pattern of the most frequent reason."""
+
+
+def too_short(min_tokens: int) -> str:
+    """Return the drop reason of documents with fewer than `min_tokens` tokens."""
+    return f"fewer than {min_tokens:,} tokens"
 
 
 def rejection_remedy(reasons: Counter[str]) -> str:

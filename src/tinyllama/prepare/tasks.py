@@ -9,10 +9,11 @@ import errno
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,10 +37,11 @@ from tinyllama.prepare.files import local_copy
 from tinyllama.prepare.readers import FileCounts, RejectedRow, read_rows
 from tinyllama.prepare.selection import hash_to_unit_interval, split_tail
 from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_files
-from tinyllama.prepare.store_warnings import HELD_OUT, TAIL_HELD_OUT
+from tinyllama.prepare.store_warnings import HELD_OUT, TAIL_HELD_OUT, too_short
 from tinyllama.recipe import Cleaning, Recipe
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.encoder import TokenIds
 
 # A source of 64 MiB or more has at least about 64 tasks, so that a small data set also uses many workers. For large
 # data, a task has about 64 MiB of compressed files, for example 60 million tokens of SlimPajama, and takes half a
@@ -329,14 +331,22 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
 def _tokenize(
     job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, ShardWriter]
 ) -> None:
-    """Write each document's tokens to its split and count the document."""
+    """Write each document's tokens to its split and count the document; a document below `min_tokens` is dropped."""
     special_tokens, tokenizer = job.recipe.data.document, cached_tokenizer(job.recipe.tokenizer)
+    min_tokens = job.recipe.data.sources[task.source].min_tokens
     for document in documents:
-        for split, text in _assign_splits(job, task, document.text):
-            parts = tokenizer.encode_parts(text, special_tokens.bos, special_tokens.eos)
+        texts = _assign_splits(job, task, document.text)
+        encoded: list[Iterable[TokenIds]]
+        encoded = [tokenizer.encode_parts(text, special_tokens.bos, special_tokens.eos) for _, text in texts]
+        if min_tokens is not None:
+            encoded = [list(parts) for parts in encoded]
+            if sum(map(len, chain.from_iterable(encoded))) < min_tokens:
+                stats.dropped[too_short(min_tokens)] += 1
+                continue
+        for (split, text), parts in zip(texts, encoded, strict=True):
             num_tokens = writers[split].write(parts, document.metadata["row"])
             stats.count_written(split, document.metadata, num_tokens, sum(map(len, iter_utf8_chunks(text))))
-        del document, text  # frees the text before the next document is read
+        del document, texts, text, encoded, parts  # frees the text before the next document is read
 
 
 def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:

@@ -287,9 +287,11 @@ class Recipe(RecipeModel):
     def fields_affecting_weights(self) -> dict[str, Any]:
         """Return the value of each field that changes the weights beyond rounding, by dotted name."""
         fields = flatten(self.model_dump(mode="json"))
-        kept = {name: value for name, value in fields.items() if not _FIELDS_NOT_AFFECTING_WEIGHTS.match(name)}
-        if not self.train.document_mask:  # checkpoints of versions without this field remain those of the same recipe
-            del kept["train.document_mask"]
+        kept = {
+            name: value
+            for name, value in fields.items()
+            if not (_FIELDS_NOT_AFFECTING_WEIGHTS.match(name) or (not value and _LATER_FIELDS.match(name)))
+        }
         return kept | {"data.sources": list(self.data.sources)}  # the data order depends on the order of the sources
 
     @property
@@ -306,3 +308,5 @@ _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"|train\.evaluate_(every_steps|tasks|limit)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )
+# Without a value, these fields are omitted, so that checkpoints of versions without them still belong to the recipe.
+_LATER_FIELDS = re.compile(r"train\.document_mask$|model\.(head_dim|rope_scaling)$|data\.sources\.[^.]+\.min_tokens$")

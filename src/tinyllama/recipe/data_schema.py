@@ -130,6 +130,9 @@ class Source(RecipeModel):
     """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); if empty, all subsets."""
     exclude: Strings = ()
     """Subsets to skip."""
+    min_tokens: Count | None = None
+    """Minimum number of tokens of a document after cleaning, including its BOS and EOS; `prepare` drops shorter
+    documents. Null keeps all documents."""
     clean: Cleaning = Cleaning()
     """Cleaning of this source."""
 

@@ -109,7 +109,8 @@ def _measured(run: RunDir, step: int, recipe: Recipe) -> dict[str, Any]:
     """Return the newest training loss and validation metrics up to `step`, and the duration of the steps in seconds.
 
     `validation_by_source` has the number of predicted `tokens`, the `loss` and the `bits_per_byte` of each source; runs
-    of earlier versions lack them.
+    of earlier versions lack them. `validation_by_position` has the same two scores of each range of positions; it is
+    empty for short sequences.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
@@ -126,6 +127,13 @@ def _measured(run: RunDir, step: int, recipe: Recipe) -> dict[str, Any]:
             | {name: summary.newest[f"validation_{name}/{source}"][1] for name in ("loss", "bits_per_byte")}
             for source, count in _num_validation_sequences(run, recipe).items()
             if summary.newest.get(f"validation_bits_per_byte/{source}", (0,))[0] == found["validation_step"]
+        }
+        found["validation_by_position"] = {
+            part: {
+                name: summary.newest[f"validation_{name}_by_position/{part}"][1] for name in ("loss", "bits_per_byte")
+            }
+            for part in summary.positions
+            if summary.newest[f"validation_bits_per_byte_by_position/{part}"][0] == found["validation_step"]
         }
     return found
 

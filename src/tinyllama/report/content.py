@@ -316,7 +316,8 @@ def lineage_table(run: RunData) -> Table:
         rows.append(("raw files", f"{inputs['files']:,}, {inputs['bytes']:,} bytes"))
     rows += run.digests.items()
     initial = run.checkpoint.get("initial_weights")
-    rows.append(("initial weights", f"{initial['source']} {initial['digest']}" if initial else "drawn from the seed"))
+    source = "; ".join([f"{initial['source']} {initial['digest']}", *initial.get("changed", [])]) if initial else ""
+    rows.append(("initial weights", source or "drawn from the seed"))
     for folder, metadata in run.releases[-1:]:
         rows += [(f"{folder}, weights from {name}", commit) for name, commit in metadata["checkpoints"].items()]
         versions = ", ".join(f"{name} {number}" for name, number in metadata["versions"].items())
@@ -369,6 +370,12 @@ def _results(run: RunData) -> dict[str, str]:
         **{
             f"validation of {source} (bits per byte)": format_newest(run, f"validation_bits_per_byte/{source}")
             for source in metrics.sources
+        },
+        **{
+            f"validation at positions {part} (bits per byte)": format_newest(
+                run, f"validation_bits_per_byte_by_position/{part}"
+            )
+            for part in metrics.positions
         },
     }
 

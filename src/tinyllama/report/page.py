@@ -237,6 +237,8 @@ def _metric_charts(run: RunData) -> Iterator[Chart]:
             yield Chart(metric, title, caption, shown_unit, series, batch_tokens=run.recipe.train.batch_tokens)
         if metric == "validation_bits_per_byte" and len(run.metrics.sources) > 1:
             yield _source_chart(run, unit)
+        if metric == "validation_bits_per_byte" and run.metrics.positions:
+            yield _position_chart(run, unit)
 
 
 def _source_chart(run: RunData, unit: Unit) -> Chart:
@@ -244,10 +246,21 @@ def _source_chart(run: RunData, unit: Unit) -> Chart:
     weights = {name: source.weight for name, source in run.recipe.data.sources.items()}
     sources = sorted(run.metrics.sources, key=lambda name: -weights.get(name, 0))
     curves = [(name, run.metrics.curves[f"validation_bits_per_byte/{name}"]) for name in sources[:_MAX_SOURCES]]
+    caption = "of held-out text" if len(curves) == len(sources) else f"{len(curves)} of {len(sources)} sources"
+    return _chart_of_parts(run, "source", caption, unit, curves)
+
+
+def _position_chart(run: RunData, unit: Unit) -> Chart:
+    """Return the chart of the validations by position in the sequence."""
+    names = run.metrics.positions
+    curves = [(name, run.metrics.curves[f"validation_bits_per_byte_by_position/{name}"]) for name in names]
+    return _chart_of_parts(run, "position", "range of positions in a sequence", unit, curves)
+
+
+def _chart_of_parts(run: RunData, by: str, caption: str, unit: Unit, curves: Sequence[tuple[str, Curve]]) -> Chart:
     series = [Series(name, _color(number), curve, "points") for number, (name, curve) in enumerate(curves)]
-    caption = "of held-out text" if len(series) == len(sources) else f"{len(series)} of {len(sources)} sources"
     tokens = run.recipe.train.batch_tokens
-    return Chart("validation-by-source", "Validation by source", caption, unit, series, batch_tokens=tokens)
+    return Chart(f"validation-by-{by}", f"Validation by {by}", caption, unit, series, batch_tokens=tokens)
 
 
 def _score_chart(run: RunData) -> Chart | None:

@@ -300,7 +300,10 @@ class RunDir:
         return Recipe.load(self.recipe_path)
 
     def initial_weights(self) -> Row | None:
-        """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None."""
+        """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None.
+
+        If the recipe extends the context of the weights, `changed` lists the fields of the positions that differ.
+        """
         return read_json_if_exists(self.initial_weights_path)
 
     def rollbacks(self) -> list[Row]:

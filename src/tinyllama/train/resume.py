@@ -38,6 +38,7 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
     step, saved, changes = 0, dict[str, Any](), list[str]()
     if newest is None:
         initialize_weights(state)
+        changes = (state.run.initial_weights() or {}).get("changed", []) if log else []
     else:
         step, saved = newest.step, newest.state()
         changes = _recipe_changes(state, saved)
@@ -61,7 +62,11 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
 
 
 def describe_start(state: TrainState, step: int) -> str:
-    """Describe in one line how training starts: the model's size and the device at step 0, otherwise the step."""
+    """Describe in one line how training starts.
+
+    At step 0, these are the model's size, the device and external weights, with the fields of the positions that differ
+    from them. At other steps, it is the step.
+    """
     train, world = state.recipe.train, state.world
     if step == train.steps:
         return f"all {step:,} steps are done"
@@ -70,7 +75,9 @@ def describe_start(state: TrainState, step: int) -> str:
     size = f"{state.model.num_parameters:,} parameters"
     where = f"{world.size} ranks, each on " if world.size > 1 else "on "
     steps = f"{train.steps:,} steps of {train.batch_tokens:,} tokens"
-    return f"{size}, {steps}, {where}{hardware.device_name(world.device)}"
+    initial = state.run.initial_weights()
+    weights = "; ".join([f"; weights of {initial['source']}", *initial.get("changed", [])]) if initial else ""
+    return f"{size}, {steps}, {where}{hardware.device_name(world.device)}{weights}"
 
 
 def _agree_on_checkpoint(state: TrainState, log: RunLog | None) -> CheckpointDir | None:

@@ -251,6 +251,13 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     return initial
 
 
+def _position_changes(here: Model, there: Model) -> list[str]:
+    """Return one line per field of the positions that differs between the recipe, `here`, and the weights, `there`."""
+    fields = {"context_length", "rope_theta", "rope_scaling"}
+    found = differences(there.model_dump(include=fields), here.model_dump(include=fields))
+    return [f"model.{name} was {then}, is {now}" for name, (then, now) in found if not _is_rounded(now, then)]
+
+
 def _shape(model: Model) -> dict[str, Any]:
     """Return the fields of a model that its weights depend on; positions are computed, so any context works."""
     return model.model_dump(exclude={"context_length"}) | {"head_dim": model.head_dim}
@@ -283,8 +290,10 @@ def initialize_weights(state: TrainState) -> None:
         initialize(state.model, recipe.seed)
     if state.world.is_main:
         if initial:
-            record = {"source": recipe.train.initial_weights, "digest": initial.digest}
-            write_json(state.run.initial_weights_path, record | {"vocab_size": initial.vocab_size})
+            record: dict[str, Any] = {"source": recipe.train.initial_weights, "digest": initial.digest}
+            changes = _position_changes(recipe.model, initial.config)
+            record |= {"vocab_size": initial.vocab_size} | ({"changed": changes} if changes else {})
+            write_json(state.run.initial_weights_path, record)
         else:
             state.run.initial_weights_path.unlink(missing_ok=True)
     state.optimizers = build_optimizers(state.model, recipe.train.optimizer)
