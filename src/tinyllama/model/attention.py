@@ -29,8 +29,8 @@ INFERENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
 half a second to plan each new shape."""
 
 _DOCUMENT_PADDING = 32
-"""Multiple to which the numbers of queries and keys of a document are padded. Matrix products of a new shape take 0.3 ms
-longer, because oneDNN first compiles their code."""
+"""Multiple to which the numbers of queries and keys of a document are padded. A matrix product of a new shape takes
+0.3 ms longer, because oneDNN first compiles its code."""
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def block_mask(document_starts: Tensor) -> BlockMask:
 def block_attention(query: Tensor, keys: Tensor, values: Tensor, blocks: BlockMask) -> Tensor:
     """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     # a compiled layer contains the kernel; without compilation, flex_attention would store T x T scores
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention, query.device)
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention, query.device)
     output: Tensor = attend(query, keys, values, block_mask=blocks, enable_gqa=query.shape[1] != keys.shape[1])
     return output
 
