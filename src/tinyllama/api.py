@@ -279,9 +279,9 @@ def evaluate_model(
     """Evaluate a model on one or several of lm-eval's tasks, save the scores next to the model, and return them.
 
     With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of solved examples
-    before each item, by default the task's own number. `batch_size` applies only to models other than Llamas. The
-    model card of a release is updated. Under torchrun, ranks other than 0 return None. Raises InputError if the model,
-    a task, its data or lm-eval is not available.
+    before each item, by default the task's own number. `batch_size` applies only to models other than supported Llamas.
+    The model card of a release is updated. Under torchrun, ranks other than 0 return None. Raises InputError if the
+    model, a task, its data or lm-eval is not available.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
     from tinyllama.loading import model_path

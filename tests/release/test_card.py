@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from tests.release.conftest import evaluation
+from tests.release.conftest import MakeRun, evaluation
 
 from tinyllama import cli
 from tinyllama.data.store import TokenStore
@@ -48,6 +48,16 @@ def scored(released: Path, tmp_path: Path) -> Path:
     evaluation().save(folder / "evaluation.json")
     assert update_card(folder) == folder / "huggingface/README.md"
     return folder
+
+
+def test_rotary_embedding_and_architecture_are_those_of_the_recipe(released: Path, make_run: MakeRun) -> None:
+    assert "architecture of\nLlama 2," in card_of(released)
+    assert row_of(card_of(released), "rotary embedding")[1] == "base 10,000"
+    scaling = {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+    card = card_of(release_run(make_run(head_dim=24, rope_scaling=scaling | {"original_context_length": 32})))
+    assert "architecture of\nLlama 3.1, so software for Llama 3.1 loads it." in card
+    assert row_of(card, "heads, key/value heads, width of a head")[1] == "4, 2, 24"
+    assert row_of(card, "rotary embedding")[1] == "base 10,000, frequencies scaled: llama3 with factor 8"
 
 
 def test_hub_reads_the_metadata(released: Path) -> None:

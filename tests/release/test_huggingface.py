@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES.keys())
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
 def folder(request: pytest.FixtureRequest, make_run: Callable[..., Path]) -> Path:
     return release_run(make_run(**request.param)) / "huggingface"
 

@@ -80,7 +80,7 @@ def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = folder / "models" / name
             if not model.exists():  # the tied one has more rows than the tokenizer has tokens, as many models have
                 rows = vocab_size(small) + 40 * (name == "tied")
-                write_external_model(model, load_recipe(small, **shape), rows)
+                write_external_model(model, load_recipe(small, None, **shape), rows)
             own: dict[str, object] = {"train.initial_weights": str(model)}
             recipes.append(write_recipe(folder, small, name + suffix, **fields | own | shape))
         train_recipes(folder, ranks, recipes)
@@ -195,7 +195,7 @@ def test_longer_context_may_have_another_rotary_embedding(small: Path, tmp_path:
         for equal_or_shorter in (128, 64):  # the small recipe's context is 128
             refusal(small, model, next(iter(rope)), **rope | {"model.context_length": equal_or_shorter})
     refusal(small, model, "model.rope_theta", **longer, **{"model.rope_theta": 5000.0})
-    scaled = load_recipe(small, **{"model.rope_scaling": LLAMA3})
+    scaled = load_recipe(small, None, **{"model.rope_scaling": LLAMA3})
     model = write_external_model(tmp_path / "scaled", scaled, vocab_size(small))
     build_state(load_recipe(small, model, **{"model.rope_scaling": LLAMA3 | {"factor": 8}}, **longer))
     assert "is None, but llama3" in refusal(small, model, "model.rope_scaling.type", **longer)

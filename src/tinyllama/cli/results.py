@@ -102,7 +102,7 @@ def evaluate(
         tasks: Names of lm-eval tasks.
         limit: Number of items to score per task, from the first item on; all items by default.
         num_fewshot: Number of few-shot examples before each item; by default the task's own number, usually 0.
-        batch_size: Batch size of lm-eval's `hf`, which runs all models that are not Llamas.
+        batch_size: Batch size of lm-eval's `hf`, which runs all models except supported Llamas.
         precision: Precision of the computation. fp16 replaces bf16 on GPUs without bf16; fp32 replaces fp16 on CPUs.
         json: Print the scores as JSON.
     """

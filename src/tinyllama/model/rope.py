@@ -14,8 +14,8 @@ from tinyllama.recipe import Model
 def rope_frequencies(config: Model, device: torch.device | None = None) -> Tensor:
     """Return the frequency of each pair of a head's dimensions in radians per token, float32[E/2], after the scaling.
 
-    The frequencies equal those of Hugging Face's `modeling_rope_utils` to the last bit. `llama3` is the scaling of
-    Llama 3.1 (`apply_scaling` in meta-llama/llama-models).
+    On a CPU, the frequencies equal those of Hugging Face's `modeling_rope_utils` to the last bit. `llama3` is the
+    scaling of Llama 3.1 (`apply_scaling` in meta-llama/llama-models).
     """
     exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
