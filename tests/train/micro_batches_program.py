@@ -38,15 +38,17 @@ def run(path: str, case: dict[str, Any], world: World) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     size = (recipe.train.batch_sequences, recipe.train.sequence_length + 1)
     batch = torch.randint(state.model.vocab_size, size, generator=generator)
+    starts = document_starts(batch[:, 1:], generator) if recipe.train.document_mask else None
     for each in (state, single):
         initialize_weights(each)
     counters.clear()
-    expected, _ = forward_backward(single, batch)
+    expected, _ = forward_backward(single, batch, document_starts=starts)
     rows = batch.chunk(world.size)[world.rank]
-    forward_backward(state, rows)
+    own = None if starts is None else starts.chunk(world.size)[world.rank]
+    forward_backward(state, rows, document_starts=own)
     state.model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        nats, _ = forward_backward(state, rows)
+        nats, _ = forward_backward(state, rows, document_starts=own)
     torch.distributed.all_reduce(nats)
     parameters = list(state.model.parameters())
     is_sharded = all(
@@ -68,8 +70,14 @@ def run(path: str, case: dict[str, Any], world: World) -> dict[str, Any]:
     }
     state.model.zero_grad()
     state.keeps_weights = False
-    forward_backward(state, rows)
+    forward_backward(state, rows, document_starts=own)
     return result | {"rounding": largest_difference(gradients, full_gradients(state.model))}
+
+
+def document_starts(ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the starts of documents that begin at random tokens."""
+    begins = torch.rand(ids.shape, generator=generator) < 0.05
+    return torch.where(begins, torch.arange(ids.shape[1]), 0).cummax(1).values.int()
 
 
 def full_gradients(model: nn.Module) -> list[Tensor]:

@@ -23,10 +23,13 @@ STEPS = 50
 BATCH = 8
 FP32: dict[str, object] = {"train.precision": "fp32"}
 BF16: dict[str, object] = {"train.precision": "bf16"}
+MASK: dict[str, object] = {"train.document_mask": True}
 RUNS: dict[str, tuple[int, dict[str, object]]] = {
     "1-fp32": (1, FP32),
+    "1-fp32-masked": (1, FP32 | MASK),
     "1-bf16": (1, BF16),
     "2-fp32": (2, FP32),
+    "2-fp32-masked": (2, FP32 | MASK),
     "2-bf16": (2, BF16),
     "2-bf16-compiled": (2, BF16 | {"train.compile": True}),
     "4-fp32": (4, FP32),
@@ -58,6 +61,7 @@ def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "single", "tolerance"),
     [
         ("2-fp32", "1-fp32", 1e-5),
+        ("2-fp32-masked", "1-fp32-masked", 1e-5),
         ("4-fp32", "1-fp32", 1e-5),
         ("2x2-fp32", "1-fp32", 1e-5),
         ("2-bf16", "1-bf16", 1e-3),

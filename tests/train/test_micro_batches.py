@@ -31,6 +31,7 @@ GROUPS = LAYERS + 1
 BATCH: dict[str, Any] = {"train.batch_sequences": 16, "train.micro_batch_sequences": 1}
 BF16 = {"train.precision": "bf16"}
 HYBRID = {"parallel.replicate": 2}
+MASK = {"train.document_mask": True}
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # ranks, memory, fields
     "kept": (2, AMPLE, {}),
     "kept, two micro-batches": (2, AMPLE, {"train.micro_batch_sequences": 4}),
@@ -41,6 +42,11 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # ranks, memory, fields
     "kept, bf16, compiled": (2, AMPLE, BF16 | {"train.compile": True}),
     "kept, full checkpointing": (2, AMPLE, {"parallel.activation_checkpointing": "full"}),
     "kept, selective checkpointing": (2, AMPLE, {"parallel.activation_checkpointing": "selective"}),
+    "masked": (2, NONE, MASK),
+    "kept, masked, full checkpointing": (2, AMPLE, MASK | {"parallel.activation_checkpointing": "full"}),
+    "kept, masked, bf16, compiled, selective checkpointing": (
+        2, AMPLE, MASK | BF16 | {"train.compile": True, "parallel.activation_checkpointing": "selective"}
+    ),
     "2 replicas of 1": (2, NONE, HYBRID),
     "4 ranks, kept": (4, AMPLE, {}),
     "2 x 2, kept": (4, AMPLE, HYBRID),
@@ -96,7 +102,8 @@ def test_replicas_all_reduce_once_per_step(results: dict[str, dict[str, Any]]) -
 
 @pytest.mark.long
 def test_blocks_share_one_compiled_graph_with_kept_weights(results: dict[str, dict[str, Any]]) -> None:
-    assert results["kept, bf16, compiled"]["graphs"] == 2  # one of the ranks' model and one of the single process's
+    for name in ("kept, bf16, compiled", "kept, masked, bf16, compiled, selective checkpointing"):
+        assert results[name]["graphs"] == 2  # one of the ranks' model and one of the single process's
 
 
 def gradients_of_step(state: TrainState, sequences: Tensor) -> tuple[Tensor, ...]:

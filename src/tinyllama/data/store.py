@@ -183,7 +183,7 @@ class Split:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(file.path)) from None
             if not part:
-                end = offset + len(data)
+                end = os.fstat(file.descriptor).st_size
                 raise InputError(f"{file.path}: ends at byte {end}, before the end of its shard; restore it and resume")
             data += part
         return data

@@ -12,8 +12,9 @@ queries x H / K).
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
+from functools import cache
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ from tinyllama.model.flops import ATTENTION_BLOCK, saved_attention_probabilities
 INFERENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """torch's attention kernels for inputs whose shapes change often. cuDNN's kernel is excluded, because cuDNN needs up to
 half a second to plan each new shape."""
+
+_DOCUMENT_PADDING = 32
+"""Multiple to which the numbers of queries and keys of a document are padded. Matrix products of a new shape take 0.3 ms
+longer, because oneDNN first compiles their code."""
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -57,21 +62,13 @@ def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
 def _forward(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the attention output and the probabilities of each block (empty if the backward pass recomputes them)."""
+    """Return the attention output and the probabilities that the backward pass does not recompute."""
     output, saved = _forward_fake(query, keys, values, document_starts)
-    tensors = (output, query, keys.contiguous(), values.contiguous())
-    for part, saved_part in _parts(tensors, saved, document_starts):
-        _forward_part(*part, saved_part)
+    keys, values = _padded(keys, document_starts), _padded(values, document_starts)
+    for rows, block, used, buffer, _ in _blocks(query, keys, saved, document_starts):
+        probabilities = _probabilities(_stacked(query, keys, rows, block, used), keys[rows, :, used], out=buffer)
+        _write(output, rows, block, torch.bmm(probabilities, values[rows, :, used].flatten(0, 1)))
     return output, saved
-
-
-def _forward_part(output: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor) -> None:
-    """Write the attention output and the probabilities to `output` and `saved`."""
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    for start, end, buffer in _blocks(query, keys, saved):
-        probabilities = _probabilities(_rows(query, keys, start, end), keys[:, :end], start, out=buffer)
-        block = output[:, :, start:end]
-        block.copy_(torch.bmm(probabilities, values[:, :end]).view(block.shape))
 
 
 @torch.library.custom_op("tinyllama::causal_attention_backward", mutates_args=())
@@ -79,89 +76,93 @@ def _backward(
     gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None, saved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, keys and values."""
-    gradients = _backward_fake(gradient, query, keys, values, document_starts, saved)
-    tensors = (*gradients, gradient, query, keys.contiguous(), values.contiguous())
-    for part, saved_part in _parts(tensors, saved, document_starts):
-        _backward_part(*part, saved_part)
-    return gradients
-
-
-def _backward_part(
-    query_gradient: Tensor,
-    key_gradient: Tensor,
-    value_gradient: Tensor,
-    gradient: Tensor,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    saved: Tensor,
-) -> None:
-    """Write the gradients of query, keys and values to the first three tensors."""
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, document_starts, saved)
+    keys, values = _padded(keys, document_starts), _padded(values, document_starts)
     # The sums over the blocks are float32, so that rounding errors stay small. The sums are transposed, since a matrix
     # product is slow if it transposes the probabilities.
     key_sum, value_sum = torch.zeros(2, *keys.mT.shape, device=keys.device)
-    for start, end, buffer in _blocks(query, keys, saved):
-        rows, upstream = _rows(query, keys, start, end), _rows(gradient, keys, start, end)
-        probabilities = buffer if len(saved) else _probabilities(rows, keys[:, :end], start, out=buffer)
-        value_sum[..., :end] += torch.bmm(upstream.mT, probabilities)
-        score_gradient = torch.bmm(upstream, values[:, :end].mT)
+    for rows, block, used, buffer, is_saved in _blocks(query, keys, saved, document_starts):
+        queries, upstream = (_stacked(x, keys, rows, block, used) for x in (query, gradient))
+        probabilities = buffer if is_saved else _probabilities(queries, keys[rows, :, used], out=buffer)
+        value_sum[rows, ..., used].flatten(0, 1).add_(torch.bmm(upstream.mT, probabilities))
+        score_gradient = torch.bmm(upstream, values[rows, :, used].flatten(0, 1).mT)
         score_gradient = torch._softmax_backward_data(score_gradient, probabilities, -1, score_gradient.dtype)
-        key_sum[..., :end] += torch.bmm(rows.mT, score_gradient)
-        block = query_gradient[:, :, start:end]
-        block.copy_(torch.bmm(score_gradient, keys[:, :end]).view(block.shape))
-    scale = query.shape[-1] ** -0.5
+        key_sum[rows, ..., used].flatten(0, 1).add_(torch.bmm(queries.mT, score_gradient))
+        _write(query_gradient, rows, block, torch.bmm(score_gradient, keys[rows, :, used].flatten(0, 1)))
+    scale, time = query.shape[-1] ** -0.5, query.shape[2]
     query_gradient *= scale
-    key_gradient.flatten(0, 1).copy_(key_sum.mT).mul_(scale)
-    value_gradient.flatten(0, 1).copy_(value_sum.mT)
+    key_gradient.copy_(key_sum[..., :time].mT).mul_(scale)
+    value_gradient.copy_(value_sum[..., :time].mT)
+    return query_gradient, key_gradient, value_gradient
 
 
-def _parts(
-    tensors: Sequence[Tensor], saved: Tensor, document_starts: Tensor | None
-) -> Iterator[tuple[Sequence[Tensor], Tensor]]:
-    """Yield views of the tensors [B, heads, T, E] for each document of each sequence, and the document's part of `saved`.
+def _blocks(
+    query: Tensor, keys: Tensor, saved: Tensor, document_starts: Tensor | None
+) -> Iterator[tuple[slice, slice, slice, Tensor, bool]]:
+    """Yield the sequences, queries and keys of each block, a buffer, and whether `saved` contains this buffer.
 
-    The probabilities of a sequence's documents need at most as many elements as those of an undivided sequence.
+    The buffer is for the probabilities [N K, R, keys] of N sequences. With documents, the numbers of queries and keys
+    are padded to a multiple of `_DOCUMENT_PADDING`. The added keys are masked, since they are after all queries.
     """
+    offset, (batch, heads, time, _), kv_heads = 0, query.shape, keys.shape[1]
+    for rows, first, stop in _documents(document_starts, batch, time):
+        for start in range(first, stop, ATTENTION_BLOCK):
+            end = min(start + ATTENTION_BLOCK, stop)
+            padding = 0 if document_starts is None else (start - end) % _DOCUMENT_PADDING
+            num_rows = heads // kv_heads * (end + padding - start)
+            shape = ((rows.stop - rows.start) * kv_heads, num_rows, end + padding - first)
+            after = offset + math.prod(shape)
+            is_saved = after <= len(saved)
+            buffer = saved[offset:after].view(shape) if is_saved else query.new_empty(shape)
+            offset = after if is_saved else offset
+            yield rows, slice(start, end), slice(first, end + padding), buffer, is_saved
+
+
+def _documents(document_starts: Tensor | None, batch: int, time: int) -> Iterator[tuple[slice, int, int]]:
+    """Yield the sequences, the first token and the end (exclusive) of tokens that attend only to one another."""
     if document_starts is None:
-        yield tensors, saved
+        yield slice(0, batch), 0, time
         return
-    used, (_, heads, time, _) = 0, tensors[0].shape
-    is_first = document_starts == torch.arange(time)
-    for begin, after in pairwise([*is_first.flatten().nonzero().flatten().tolist(), is_first.numel()]):
-        row, start = divmod(begin, time)
-        end = start + after - begin
-        size = heads * saved_attention_probabilities(end - start) if len(saved) else 0
-        yield [tensor[row : row + 1, :, start:end] for tensor in tensors], saved[used : used + size]
-        used += size
+    edges = [[*sorted(set(starts)), time] for starts in document_starts.tolist()]
+    for own_edges, group in groupby(range(batch), edges.__getitem__):  # such as adjacent undivided sequences
+        rows = [*group]
+        for first, stop in pairwise(own_edges):
+            yield slice(rows[0], rows[-1] + 1), first, stop
 
 
-def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield each block's start, its end (exclusive), and the buffer for its probabilities [B K, R, end]."""
-    used = 0
-    for start in range(0, query.shape[2], ATTENTION_BLOCK):
-        end = min(start + ATTENTION_BLOCK, query.shape[2])
-        shape = (len(keys), query.shape[0] * query.shape[1] // len(keys) * (end - start), end)
-        if len(saved):
-            buffer = saved[used : used + math.prod(shape)].view(shape)
-            used += buffer.numel()
-        else:
-            buffer = query.new_empty(shape)
-        yield start, end, buffer
+def _padded(x: Tensor, document_starts: Tensor | None) -> Tensor:
+    """Return x[B, K, T, E] contiguously, with zeros after the last token for the padding of documents."""
+    return x.contiguous() if document_starts is None else F.pad(x, (0, 0, 0, _DOCUMENT_PADDING - 1))
 
 
-def _rows(x: Tensor, keys: Tensor, start: int, end: int) -> Tensor:
-    """Return x[B, H, start:end, E] as rows [B K, R, E], with the heads that share a key/value head stacked."""
-    return x[:, :, start:end].reshape(len(keys), -1, x.shape[-1])
+def _stacked(x: Tensor, keys: Tensor, rows: slice, block: slice, used: slice) -> Tensor:
+    """Return a block of x[B, H, T, E] as [N K, R, E], with the heads that share a key/value head stacked.
+
+    Zeros pad the queries, so that they end at the last one of the keys `used`.
+    """
+    part = x[rows, :, block]
+    if used.stop > block.stop:
+        part = F.pad(part, (0, 0, 0, used.stop - block.stop))
+    return part.reshape(len(part) * keys.shape[1], -1, x.shape[-1])
 
 
-def _probabilities(rows: Tensor, keys: Tensor, start: int, out: Tensor) -> Tensor:
-    """Write softmax(rows keys^T / sqrt(E)) to out[B K, R, end]; rows[B K, R, E] are queries from position `start`."""
-    torch.bmm(rows * rows.shape[-1] ** -0.5, keys.mT, out=out)
-    block = out.shape[2] - start
-    mask = out.new_full((block, block), -torch.inf).triu_(1)
-    out.unflatten(1, (-1, block))[..., start:] += mask
+def _write(x: Tensor, rows: slice, block: slice, products: Tensor) -> None:
+    """Write products[N K, R, E] to a block of x[B, H, T, E], without those of the padding."""
+    part = x[rows, :, block]
+    part.copy_(products.view(*part.shape[:2], -1, part.shape[3])[:, :, : part.shape[2]])
+
+
+def _probabilities(queries: Tensor, keys: Tensor, out: Tensor) -> Tensor:
+    """Write softmax(queries keys^T / sqrt(E)) to out[N K, R, keys]; queries[N K, R, E] are those of the last keys."""
+    torch.bmm(queries * queries.shape[-1] ** -0.5, keys.flatten(0, 1).mT, out=out)
+    block = (out.shape[2] - 1) % ATTENTION_BLOCK + 1
+    out.unflatten(1, (-1, block))[..., -block:] += _causal_mask(block, out.dtype)
     return torch.softmax(out, -1, out=out)
+
+
+@cache
+def _causal_mask(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((size, size), -torch.inf, dtype=dtype, device="cpu").triu_(1)
 
 
 def _empty(x: Tensor) -> Tensor:
@@ -171,7 +172,9 @@ def _empty(x: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _forward_fake(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
     return _empty(query), query.new_empty(batch * heads * saved_attention_probabilities(time))
 
