@@ -89,19 +89,19 @@ def scaled(words: list[str]) -> list[str]:
     """Return the words of a `tinyllama` command with smaller values; fast commands stay unchanged."""
     match words:
         case ["prepare" | "train", "demo-long", *_]:
-            return [*words, *_flags(TRAINING | PREPARING | LONGER)]
+            words = [*words, *_flags(TRAINING | PREPARING | LONGER)]
         case ["train" | "run" as command, recipe, *_]:
             more = PREPARING if recipe in bundled_recipes() else {}
-            return [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]
+            words = [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]
         case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
             # the model of continued.yaml must have the shape of its initial weights, which are tiny here
-            return [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]
+            words = [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]
         case ["tokenizer", "train", *_] if "manuals.yaml" not in words:
-            return _with(words, "--vocab-size", "600")
+            words = _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:
-            return _with(_with(words, "--limit", "4"), "--precision", "fp32")
+            words = _with(_with(words, "--limit", "4"), "--precision", "fp32")
         case ["generate", *_]:
-            return _with(words, "--max-new-tokens", "8")
+            words = _with(words, "--max-new-tokens", "8")
     return words
 
 
