@@ -55,8 +55,9 @@ class Model(RecipeModel):
     """Number of query heads."""
     kv_heads: Count
     """Number of key/value heads; `heads / kv_heads` query heads share one key/value head."""
-    head_dim: Count = Field(
-        default_factory=lambda fields: fields.get("dim", 0) // fields.get("heads", 1)  # both missing if invalid
+    head_dim: int = Field(  # pydantic 2.10 accepts no default factory for `Count`
+        gt=0,
+        default_factory=lambda fields: fields.get("dim", 0) // fields.get("heads", 1),  # an invalid field is missing
     )
     """Width of one head; null means `dim / heads`."""
     ffn_dim: Count
