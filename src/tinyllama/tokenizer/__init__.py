@@ -1,8 +1,9 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
-This package reads a tokenizer from a tokenizer.json, a tokenizer.model, a folder or the hub. It writes a folder that
-transformers can load. gigatoken encodes documents (`tokenizer.encoder`), after its ids were compared with those of the
-library of the file format (SentencePiece or `tokenizers`). If they differ, this library encodes the documents.
+This package reads a tokenizer from a tokenizer.json, a tokenizer.model (SentencePiece or tiktoken), a folder or the
+hub. It writes a folder that transformers can load. gigatoken encodes documents (`tokenizer.encoder`), after its ids
+were compared with those of the library of the file format (SentencePiece or `tokenizers`). If they differ, this library
+encodes the documents.
 """
 
 import hashlib

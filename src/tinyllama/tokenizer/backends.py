@@ -1,7 +1,8 @@
 """Backends for the two file formats of a tokenizer, each with its own library.
 
 SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
-tokenizer.model is converted to a tokenizer.json only if both give the same ids and the same decoded text for all test
+tokenizer.model that is a tiktoken rank file becomes a tokenizer.json when it is read (`ranks`). A tokenizer.model of
+SentencePiece is converted to a tokenizer.json only if both give the same ids and the same decoded text for all test
 strings. The test strings contain all tokens in random order, runs of up to 69 spaces, and a sample of every plane of
 Unicode.
 """
