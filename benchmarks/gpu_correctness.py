@@ -40,6 +40,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+MASKED = "flex_attention, document mask"
 PRODUCT_SIZE = 8192
 
 
@@ -125,7 +126,10 @@ class Outcome:
 
 
 def attention(device: str) -> Iterator[dict[str, Any]]:
-    """Yield the errors of logits, loss and gradients for each precision, kernel and mode, and equal weights."""
+    """Yield the errors of logits, loss and gradients for each precision, kernel and mode, and equal weights.
+
+    The last variant has a document mask.
+    """
     length = SHAPE.context_length if device == "cuda" else 64
     ids = torch.randint(VOCABULARY, (2, length + 1), generator=torch.Generator().manual_seed(1))
     reference = compute(small_model("cpu", torch.float64), ids)
@@ -138,18 +142,30 @@ def attention(device: str) -> Iterator[dict[str, Any]]:
             continue
         variants = [(name, "none", [kernel]) for name, kernel in BACKENDS.items()]
         variants += [(f"any, checkpointing {mode}", mode, list(BACKENDS.values())) for mode in ("selective", "full")]
+        variants += [(MASKED, "none", list(BACKENDS.values()))]
         for name, mode, kernels in variants:
             row = {"precision": str(precision).removeprefix("torch."), "kernel": name}
             model = small_model(device, precision)
             model.set_activation_checkpointing(mode)
             try:
                 with sdpa_kernel(kernels):
-                    yield row | compare(compute(model, ids), reference, tolerance)
+                    if name == MASKED:
+                        starts = document_starts(ids[:, 1:])
+                        masked = compute(small_model("cpu", torch.float64), ids, starts)
+                        yield row | compare(compute(model, ids, starts), masked, tolerance)
+                    else:
+                        yield row | compare(compute(model, ids), reference, tolerance)
             except Exception as error:  # an error of one kernel must not end the others
                 if "No available kernel" in str(error) and not is_required(name, precision, device):
                     yield row | {"check": f"not available: {first_line(error)}"}
                 else:
                     yield row | {"check": summarize_error(error), "passed": False}
+
+
+def document_starts(ids: Tensor) -> Tensor:
+    """Return the document mask of sequences in which a document begins at about every 40th token."""
+    begins = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 1 / 40
+    return torch.where(begins, torch.arange(ids.shape[1]), 0).cummax(1).values.int()
 
 
 def is_required(kernel: str, precision: torch.dtype, device: str) -> bool:
@@ -182,12 +198,13 @@ def small_model(device: str, precision: torch.dtype) -> Llama:
     return model.double() if precision == torch.float64 else model
 
 
-def compute(model: Llama, ids: Tensor) -> Outcome:
+def compute(model: Llama, ids: Tensor, document_starts: Tensor | None = None) -> Outcome:
     """Compute the outcome of a model on ids int64[B, T + 1]."""
     ids = ids.to(model.device)
+    starts = None if document_starts is None else document_starts.to(model.device)
     with torch.no_grad():
-        logits = model(ids[:, :-1])
-    loss = model.loss(ids[:, :-1], ids[:, 1:])
+        logits = model(ids[:, :-1], document_starts=starts)
+    loss = model.loss(ids[:, :-1], ids[:, 1:], document_starts=starts)
     loss.backward()
     gradients = torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
     return Outcome(logits.double().cpu(), float(loss), gradients)

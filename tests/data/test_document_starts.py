@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,10 +38,11 @@ def write_split(folder: Path, shards: list[list[int]]) -> Split:
     return Split(folder, np.dtype("<u2"))
 
 
-def expected_starts(lengths: list[int], start: int, stop: int) -> NDArray[Any]:
+def expected_starts(lengths: list[int], start: int, stop: int) -> NDArray[np.int64]:
     """Return the document starts of tokens [start, stop) of documents with these lengths."""
     first_tokens = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-    return np.maximum(first_tokens[start:stop] - start, 0)
+    found: NDArray[np.int64] = np.maximum(first_tokens[start:stop] - start, 0)
+    return found
 
 
 @settings(max_examples=60, deadline=None)

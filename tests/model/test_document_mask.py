@@ -1,13 +1,14 @@
 """A document mask: documents in one sequence have the values and gradients of documents alone, exactly separated."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from tests.model.test_attention import output_and_gradients, random_inputs
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,7 +21,7 @@ from tinyllama.recipe import ActivationCheckpointing, Model
 
 VOCAB = 97
 CONFIG = Model(dim=64, layers=3, heads=8, kv_heads=2, ffn_dim=160, context_length=700)
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
 CASES = {  # length of the sequences, and the beginnings of documents after the first token
     "one token": (1, [[], []]),
     "undivided": (200, [[], [], []]),
@@ -67,10 +68,8 @@ ours = pytest.mark.parametrize("attend", OURS.values(), ids=OURS.keys())
 def test_values_and_gradients_equal_torch_with_a_mask(attend: Attend, time: int, beginnings: list[list[int]]) -> None:
     starts = starts_of(time, beginnings)
     inputs = random_inputs(len(starts), 6, 2, time, torch.float32)
-    found, expected = (
-        output_and_gradients(lambda *inputs: function(*inputs, starts), inputs)  # noqa: B023
-        for function in (attend, masked_attention)
-    )
+    found = output_and_gradients(lambda *inputs: attend(*inputs, starts), inputs)
+    expected = output_and_gradients(partial(masked_attention, starts=starts), inputs)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() < 2e-5
 
@@ -97,7 +96,7 @@ def test_no_bit_depends_on_another_document(
         assert time == 1 or differs[changed_documents].float().mean() > 0.9
 
 
-@pytest.mark.parametrize(("time", "beginnings"), [(200, [[]]), (600, [[7, 130]])])  # saved, and recomputed
+@pytest.mark.parametrize(("time", "beginnings"), [(256, [[]]), (600, [[7, 130]])])  # all saved, and all recomputed
 def test_operator_passes_opcheck(time: int, beginnings: list[list[int]]) -> None:
     inputs = random_inputs(1, 4, 2, time, torch.float32)
     torch.library.opcheck(attention._forward, (*inputs, starts_of(time, beginnings)))
@@ -155,7 +154,7 @@ def test_a_sequence_equals_its_documents_alone() -> None:
     ids, edges = token_ids(1, 640), [0, 3, 200, 513, 640]
     model = build()
     found, gradients = logits_and_embedding_gradients(model, ids, ids, starts_of(640, [edges[1:-1]]))
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         alone = ids[:, start:end]
         expected = logits_and_embedding_gradients(model, alone, alone, starts_of(end - start, [[]]))
         torch.testing.assert_close(found[:, start:end], expected[0], rtol=0, atol=1e-5)
@@ -169,6 +168,25 @@ def test_logits_equal_transformers_with_a_mask_and_positions_that_restart() -> N
     peer.load_state_dict(dict(to_hugging_face(model.state_dict(), CONFIG)))
     expected = peer(ids, attention_mask=visible(starts), position_ids=torch.arange(300) - starts).logits
     torch.testing.assert_close(model(ids, document_starts=starts), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_compiled_blocks_with_the_attention_of_a_gpu_equal_those_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, mode: ActivationCheckpointing
+) -> None:
+    """All boundaries and blocks share one graph, as on a GPU; the graph runs torch's reference implementation."""
+    expected = [*losses_and_gradients(build())]
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    monkeypatch.setattr(document_mask, "_compiled", lambda function, _: function)
+    monkeypatch.setattr(document_mask, "_has_flex_attention", lambda _: True)
+    torch._dynamo.reset()
+    counters.clear()
+    model = build(mode)
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False, backend="aot_eager")
+    for found, other in zip(losses_and_gradients(model), expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 BOUNDARIES = [starts_of(64, rows) for rows in ([[5, 40], []], [[], [63]], [list(range(1, 64)), [32]])]

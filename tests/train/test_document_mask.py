@@ -82,7 +82,7 @@ def test_a_changed_mask_is_a_change_of_the_run(small: Path, work_dir: Path) -> N
         train(load_recipe(small, **first, **MASK))
     train(load_recipe(small, **longer, **MASK), allow_change=True)
     assert [row["step"] for row in read_metrics(run)] == [1, 2]
-    with pytest.raises(InputError, match="train.document_mask was True, is None"):
+    with pytest.raises(InputError, match=r"train.document_mask was True, is None"):
         train(load_recipe(small, **longer))
 
 

@@ -45,7 +45,9 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # ranks, memory, fields
     "masked": (2, NONE, MASK),
     "kept, masked, full checkpointing": (2, AMPLE, MASK | {"parallel.activation_checkpointing": "full"}),
     "kept, masked, bf16, compiled, selective checkpointing": (
-        2, AMPLE, MASK | BF16 | {"train.compile": True, "parallel.activation_checkpointing": "selective"}
+        2,
+        AMPLE,
+        MASK | BF16 | {"train.compile": True, "parallel.activation_checkpointing": "selective"},
     ),
     "2 replicas of 1": (2, NONE, HYBRID),
     "4 ranks, kept": (4, AMPLE, {}),

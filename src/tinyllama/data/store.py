@@ -6,7 +6,6 @@ read with pread(2), which is as fast as a memory map if the file is in the page 
 disk fails, the error names the file, whereas a memory map would end the process with SIGBUS.
 """
 
-import hashlib
 import os
 import weakref
 from bisect import bisect_right
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError
-from tinyllama.files import atomic_write, is_file_name, read_json, read_regular_file, sha256_of
+from tinyllama.files import is_file_name, read_json, read_regular_file, sha256_of
 
 FORMAT_VERSION = 3
 WORK_DIR = ".work"

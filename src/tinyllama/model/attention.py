@@ -29,15 +29,15 @@ INFERENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
 half a second to plan each new shape."""
 
 _DOCUMENT_PADDING = 32
-"""Multiple to which the numbers of queries and keys of a document are padded. Matrix products of a new shape take 0.3 ms
-longer, because oneDNN first compiles their code."""
+"""Multiple to which the numbers of queries and keys of a document are padded. A matrix product of a new shape takes
+0.3 ms longer, because oneDNN first compiles its code."""
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     if query.device.type != "cpu":
         return _fused_attention(query, keys, values)
-    output: Tensor = _forward(query, keys, values, None)[0]
+    output: Tensor = _forward(query, keys, values)[0]
     return output
 
 
@@ -61,7 +61,9 @@ def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
-def _forward(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _forward(
+    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the attention output and the probabilities that the backward pass does not recompute."""
     output, saved = _forward_fake(query, keys, values, document_starts)
     keys, values = _padded(keys, document_starts), _padded(values, document_starts)
@@ -173,7 +175,7 @@ def _empty(x: Tensor) -> Tensor:
 
 @_forward.register_fake
 def _forward_fake(
-    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None
+    query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
     return _empty(query), query.new_empty(batch * heads * saved_attention_probabilities(time))

@@ -25,7 +25,7 @@ class DocumentMask:
     def __init__(self, document_starts: Tensor) -> None:
         """Prepare the mask; document_starts int32[B, T] has the index of the first token of each token's document."""
         self.document_starts = document_starts
-        self.blocks = None if document_starts.device.type == "cpu" else block_mask(document_starts)
+        self.blocks = block_mask(document_starts) if _has_flex_attention(document_starts.device) else None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
@@ -48,9 +48,13 @@ def block_mask(document_starts: Tensor) -> BlockMask:
 def block_attention(query: Tensor, keys: Tensor, values: Tensor, blocks: BlockMask) -> Tensor:
     """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     # a compiled layer contains the kernel; without compilation, flex_attention would store T x T scores
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention, query.device)
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention, query.device)
     output: Tensor = attend(query, keys, values, block_mask=blocks, enable_gqa=query.shape[1] != keys.shape[1])
     return output
+
+
+def _has_flex_attention(device: torch.device) -> bool:
+    return device.type != "cpu"  # flex_attention has no backward pass for CPUs
 
 
 @cache

@@ -59,8 +59,8 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
 
     The formula is 6 x (parameters without the input embedding, which is a lookup) + 6 x layers x heads x
     head_dim x sequence_length. The second term is for causal attention, which has half of the FLOPs of full attention
-    in Chowdhery et al. (2022, arXiv:2204.02311, appendix B). By this formula, the model card's 24k tokens/s are 52.0 %
-    of an A100's 312 TFLOP/s.
+    in Chowdhery et al. (2022, arXiv:2204.02311, appendix B). It is the same with `train.document_mask`. By this
+    formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
     """
     parts = parameters_by_part(config, vocab_size)
     multiplied = sum(parts.values()) - parts["head"]  # the output head counts even if it is tied
