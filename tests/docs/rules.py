@@ -88,20 +88,19 @@ def exclusion(command: str) -> Excluded | None:
 def scaled(words: list[str]) -> list[str]:
     """Return the words of a `tinyllama` command with smaller values; fast commands stay unchanged."""
     match words:
-        case ["prepare" | "train", "demo-long", *_]:
-            words = [*words, *_flags(TRAINING | PREPARING | LONGER)]
         case ["train" | "run" as command, recipe, *_]:
-            more = PREPARING if recipe in bundled_recipes() else {}
-            words = [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]
+            more = (PREPARING if recipe in bundled_recipes() else {}) | (LONGER if recipe == "demo-long" else {})
+            return [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]
         case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
-            # the model of continued.yaml must have the shape of its initial weights, which are tiny here
-            words = [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]
+            # a model must have the shape of its initial weights, which are tiny here
+            own = {"continued.yaml": TRAINING, "demo-long": TRAINING | PREPARING | LONGER}
+            return [*words, *_flags(own.get(recipe, PREPARING))]
         case ["tokenizer", "train", *_] if "manuals.yaml" not in words:
-            words = _with(words, "--vocab-size", "600")
+            return _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:
-            words = _with(_with(words, "--limit", "4"), "--precision", "fp32")
+            return _with(_with(words, "--limit", "4"), "--precision", "fp32")
         case ["generate", *_]:
-            words = _with(words, "--max-new-tokens", "8")
+            return _with(words, "--max-new-tokens", "8")
     return words
 
 
