@@ -66,6 +66,7 @@ def use(folder: Path) -> None:
         found = TokenStore.open(folder)
         for split in found.splits.values():
             _ = split.read(0, split.num_tokens), split.num_sequences(64), split.num_documents
+            _ = split.document_starts(0, split.num_tokens)
             for document in split.documents_between(0, split.num_tokens):
                 assert document.row >= 0
         described = describe(found, None, 1) | {"has_text": False, "tokenizer_path": ""}

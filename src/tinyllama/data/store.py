@@ -162,12 +162,13 @@ class Split:
         def end(number: int) -> int:
             return int.from_bytes(self.read_span(shard, 8 * number, 8, ".documents"), "little")
 
-        count = self.shards[shard].documents
+        file = self._file(shard, ".documents")
+        count = os.fstat(file.descriptor).st_size // 8
         place = bisect_right(range(count), first, key=end)
         data = self.read_span(shard, 8 * place, 8 * min(stop - first, count - place), ".documents")
         ends = np.frombuffer(first.to_bytes(8, "little") + data, "<i8")
         if ends[-1] < stop or (ends[1:] < ends[:-1]).any():
-            raise InputError(f"{self._file(shard, '.documents').path}: {_CORRUPT}")
+            raise InputError(f"{file.path}: {_CORRUPT}")
         return ends[ends < stop]
 
     def read_span(self, shard: int, offset: int, size: int, suffix: str = ".tokens") -> bytes:
@@ -193,8 +194,7 @@ class Split:
 
     def prefetch_documents(self, shard: int) -> None:
         """Ask the operating system to read the ends of a shard's documents, 8 bytes each, in the background."""
-        file, size = self._file(shard, ".documents"), 8 * self.shards[shard].documents
-        os.posix_fadvise(file.descriptor, 0, size, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(self._file(shard, ".documents").descriptor, 0, 0, os.POSIX_FADV_WILLNEED)  # the complete file
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
         """Yield the documents with the given numbers.
