@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, UnsupportedModelError
 from tinyllama.recipe import Model, RopeScaling
 from tinyllama.recipe.loading import format_validation_error
 
@@ -198,11 +198,15 @@ class _LlamaConfig(BaseModel):
 def config_from_hugging_face(config: object) -> tuple[Model, int]:
     """Return the model configuration and the vocabulary size of a parsed config.json.
 
-    Raises InputError, with the field's name, if the config.json does not describe a network of `model.llama`.
+    Raises UnsupportedModelError, with the field's name, if the config.json does not describe a network of
+    `model.llama`, and InputError if the values of a Llama contradict each other.
     """
     try:
         found = _LlamaConfig.model_validate(config)
-        theta, scaling = _rope_settings(found)
+    except ValidationError as error:
+        raise UnsupportedModelError(_config_problem(error)) from None
+    theta, scaling = _rope_settings(found)
+    try:
         model = Model(
             dim=found.hidden_size,
             layers=found.num_hidden_layers,
@@ -217,13 +221,15 @@ def config_from_hugging_face(config: object) -> tuple[Model, int]:
             tie_embeddings=found.tie_word_embeddings,
         )
     except ValidationError as error:
-        problem = format_validation_error(error, Model)
-        for ours, theirs in _CONTEXT_NAMES.items():
-            problem = re.sub(rf"\b{ours}\b", theirs, problem)
-        raise InputError(
-            f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
-        ) from None
+        raise InputError(_config_problem(error)) from None
     return model, found.vocab_size
+
+
+def _config_problem(error: ValidationError) -> str:
+    problem = format_validation_error(error, Model)
+    for ours, theirs in _CONTEXT_NAMES.items():
+        problem = re.sub(rf"\b{ours}\b", theirs, problem)
+    return f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
 
 
 def _rope_settings(found: _LlamaConfig) -> tuple[float, dict[str, Any] | None]:
