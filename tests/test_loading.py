@@ -213,6 +213,7 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+ORIGINAL = "original_max_position_embeddings"
 YARN = {"rope_type": "yarn", "factor": 4.0}
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 600}
 
@@ -229,7 +230,10 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
         (edit_config(rope_parameters=LINEAR | {"factor": 0.5}), "factor", "0.5"),
         (edit_config(rope_parameters={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor", "needs"),
         (edit_config(rope_parameters=LLAMA3 | {"low_freq_factor": 4.0}), "low_freq_factor", "4"),
-        (edit_config(rope_parameters=LLAMA3, max_position_embeddings=256), "context_length", "256"),
+        (edit_config(rope_parameters=LINEAR | {"rope_type": "default"}), "factor", "3.0, but rope_type is default"),
+        (edit_config(rope_parameters=LLAMA3, **{ORIGINAL: 32}), ORIGINAL, "both 16 and 32"),
+        (edit_config(rope_parameters={**LLAMA3, ORIGINAL: None}), f" {ORIGINAL}", "needs"),
+        (edit_config(rope_parameters=LLAMA3, max_position_embeddings=256), " max_position_embeddings", "256"),
         (edit_config(rope_parameters=LLAMA3, rope_theta=5e5), "rope_theta", "500000"),
         (edit_config(rope_parameters=LLAMA3, rope_scaling=LLAMA3 | {"factor": 8.0}), "factor", "8.0"),
         (edit_config(rope_parameters=LLAMA3, rope_scaling=LINEAR), "rope_type", "linear"),

@@ -30,6 +30,10 @@ class InputError(ValueError):
     """Wrong input that the user can correct; the message is `place: problem; remedy` in one line. Exit status 2."""
 
 
+class UnsupportedModelError(InputError):
+    """A model with an architecture that `model.llama` does not have; transformers may run it."""
+
+
 class RunStoppedError(RuntimeError):
     """A run that stopped before its last step; the message has the reason and the remedy in one line.
 

@@ -138,7 +138,7 @@ class HuggingFaceLlama:
     def open(cls, source: str | Path) -> "HuggingFaceLlama":
         """Read the config.json of a folder, a release or a hub model.
 
-        Raises InputError if it is not a supported Llama.
+        Raises InputError if it is not a supported Llama: UnsupportedModelError if transformers may run it.
         """
         folder = resolve_model(source).folder
         if not (folder / "config.json").is_file():
@@ -147,7 +147,7 @@ class HuggingFaceLlama:
         try:
             found = cls(folder, *config_from_hugging_face(content))
         except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
+            raise type(error)(f"{folder}: {error}") from None
         if not (found.config.tie_embeddings and found._has_own_head()):
             return found
         warn_once(

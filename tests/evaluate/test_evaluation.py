@@ -18,7 +18,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate import evaluation as evaluation_module
 from tinyllama.evaluate.evaluation import evaluate_and_save
 from tinyllama.evaluate.results import Evaluation
-from tinyllama.files import read_json
+from tinyllama.files import read_json, write_json
 from tinyllama.loading import ModelLocation
 from tinyllama.recipe import Recipe
 from tinyllama.train.loop import train
@@ -65,6 +65,18 @@ def test_missing_tokenizer_is_an_error(tmp_path: Path, model: str, request: pyte
         path.unlink()
     error = error_of(folder)
     assert str(folder) in error and ("no tokenizer" in error or "cannot load the tokenizer" in error)
+
+
+def test_contradictory_scaling_is_an_error_although_transformers_would_run_the_model(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    config = read_json(folder / "config.json") | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    write_json(folder / "config.json", config)
+    error = error_of(folder)
+    assert f"{folder}: config.json: " in error and "factor is both 4.0 and 2.0" in error
+    assert not (folder / "evaluation.json").exists()
 
 
 def test_missing_weights_are_an_error(neox_folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def test_plan_without_the_tokenizer_assumes_the_vocabulary_of_the_recipe(
     assert (found["parameters"], found["memory_fits"]) == (1_235_814_400, True)
 
 
+@pytest.mark.parametrize(("name", "multiplied"), [("tinyllama-1.1b", 1_034_512_384), ("llama3-1b", 1_235_814_400)])
+def test_printed_formula_gives_the_flops(name: str, multiplied: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", name, "--hardware", "h100", "--gpus", "8"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FLOPs per token")]
+    shape, length = Recipe.load(name).model, Recipe.load(name).train.sequence_length
+    attention = shape.layers * shape.heads * shape.head_dim * length
+    assert f"{6 * (multiplied + attention):,} = 6 x " in line
+    assert ("input embedding" in line) == (not shape.tie_embeddings)
+
+
 def test_sweep_is_printed_and_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "sweep.png"
     command = ["plan", "tinyllama-1.1b", "--hardware", "h100", "--sweep", "gpus=8,64,4096", "--plot", str(plot)]

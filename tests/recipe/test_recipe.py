@@ -53,6 +53,7 @@ def test_recipe_of_model_card_has_its_numbers() -> None:
 
 def test_recipe_of_llama_3_has_the_numbers_of_llama_3_2_1b() -> None:
     recipe = Recipe.load("llama3-1b")
+    assert recipe.tokenizer_kind == "bytelevel"  # `tokenizer train` and `run` would otherwise train one like Llama 2's
     assert recipe.vocab_size == 128_256
     assert num_parameters(recipe.model, 128_256) == 1_235_814_400
     assert recipe.train.batch_tokens == 2_097_152

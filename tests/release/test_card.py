@@ -60,6 +60,17 @@ def test_rotary_embedding_and_architecture_are_those_of_the_recipe(released: Pat
     assert row_of(card, "rotary embedding")[1] == "base 10,000, frequencies scaled: llama3 with factor 8"
 
 
+def test_documents_have_the_special_tokens_of_the_tokenizer(released: Path) -> None:
+    sentence = "A document is `<s>` text `</s>`; nothing is padded."
+    assert sentence in card_of(released)
+    metadata = read_json(released / "release.json")
+    metadata["tokenizer"] |= {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
+    assert "A document is `<|begin_of_text|>` text `<|end_of_text|>`;" in render_card(metadata, None, NO_RELEASES)
+    for name in ("bos", "eos"):  # a release of an earlier version
+        del metadata["tokenizer"][name]
+    assert "A document is `BOS` text `EOS`;" in render_card(metadata, None, NO_RELEASES)
+
+
 def test_hub_reads_the_metadata(released: Path) -> None:
     metadata = ModelCard.load(released / "huggingface/README.md").data
     expected = {

@@ -27,7 +27,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tinyllama.distributed import World
-from tinyllama.errors import InputError, first_line, silence_torchao
+from tinyllama.errors import InputError, UnsupportedModelError, first_line, silence_torchao
 from tinyllama.evaluate.scoring import (
     BATCH_REQUESTS,
     LogLikelihood,
@@ -56,13 +56,14 @@ def load_language_model(
 
     A Llama model becomes a `LlamaLM`, which ignores `batch_size`: bf16 scores depend on which requests share a batch,
     so its batches are always the same. lm-eval's `hf` runs any other causal model of transformers, including Llamas
-    that `model.llama` does not support, such as quantized ones.
+    that `model.llama` does not support, such as quantized ones. Raises InputError if the values in a Llama's
+    config.json contradict each other, because transformers would use one of them without a message.
     """
     location = resolve_model(source)
     if not location.is_checkpoint:
         try:
             HuggingFaceLlama.open(location.folder)
-        except InputError:  # not a supported Llama
+        except UnsupportedModelError:
             return DistributedLM(_load_hf(location.folder, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
     prefix = bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)

@@ -5,6 +5,7 @@ up. `model.llama` stacks these matrices in this order. Hugging Face and `model.l
 with dimension i + E/2, where E is the width of a head, so no row is permuted.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, UnsupportedModelError
 from tinyllama.recipe import Model, RopeScaling
 from tinyllama.recipe.loading import format_validation_error
 
@@ -141,6 +142,12 @@ _SCALING = {
 }
 """Hugging Face's names of the fields of `model.rope_scaling`."""
 
+_CONTEXT_NAMES = {
+    "context_length": "max_position_embeddings",
+    "original_context_length": "original_max_position_embeddings",
+}
+"""Hugging Face's names in messages that name fields of `Model`."""
+
 _Size = Annotated[int, Field(gt=0, lt=1 << 31)]
 _RopeType = Literal["default", "linear", "llama3"]
 _CompleteHead = Annotated[float, Field(ge=1, le=1)]
@@ -183,6 +190,7 @@ class _LlamaConfig(BaseModel):
     rope_theta: float | None = None
     rope_parameters: _Rope | None = None
     rope_scaling: _Rope | None = None
+    original_max_position_embeddings: int | None = None
     partial_rotary_factor: _CompleteHead | None = None
     quantization_config: None = None
 
@@ -190,11 +198,15 @@ class _LlamaConfig(BaseModel):
 def config_from_hugging_face(config: object) -> tuple[Model, int]:
     """Return the model configuration and the vocabulary size of a parsed config.json.
 
-    Raises InputError, with the field's name, if the config.json does not describe a network of `model.llama`.
+    Raises UnsupportedModelError, with the field's name, if the config.json does not describe a network of
+    `model.llama`, and InputError if the values of a Llama contradict each other.
     """
     try:
         found = _LlamaConfig.model_validate(config)
-        theta, scaling = _rope_settings(found)
+    except ValidationError as error:
+        raise UnsupportedModelError(_config_problem(error)) from None
+    theta, scaling = _rope_settings(found)
+    try:
         model = Model(
             dim=found.hidden_size,
             layers=found.num_hidden_layers,
@@ -209,11 +221,15 @@ def config_from_hugging_face(config: object) -> tuple[Model, int]:
             tie_embeddings=found.tie_word_embeddings,
         )
     except ValidationError as error:
-        problem = format_validation_error(error, Model)
-        raise InputError(
-            f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
-        ) from None
+        raise InputError(_config_problem(error)) from None
     return model, found.vocab_size
+
+
+def _config_problem(error: ValidationError) -> str:
+    problem = format_validation_error(error, Model)
+    for ours, theirs in _CONTEXT_NAMES.items():
+        problem = re.sub(rf"\b{ours}\b", theirs, problem)
+    return f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
 
 
 def _rope_settings(found: _LlamaConfig) -> tuple[float, dict[str, Any] | None]:
@@ -222,7 +238,10 @@ def _rope_settings(found: _LlamaConfig) -> tuple[float, dict[str, Any] | None]:
     Raises InputError if two places contradict each other.
     """
     settings: dict[str, Any] = {}
-    for part in (_Rope(rope_theta=found.rope_theta), found.rope_parameters, found.rope_scaling):
+    parts = [_Rope(rope_theta=found.rope_theta), found.rope_parameters, found.rope_scaling]
+    if any(part and "llama3" in (part.type, part.rope_type) for part in parts):  # transformers 5 prefers this field
+        parts.append(_Rope(original_max_position_embeddings=found.original_max_position_embeddings))
+    for part in parts:
         for field, value in part.model_dump(exclude_none=True).items() if part else ():
             name = "rope_type" if field == "type" else field
             if settings.setdefault(name, value) != value:
@@ -233,4 +252,9 @@ def _rope_settings(found: _LlamaConfig) -> tuple[float, dict[str, Any] | None]:
     theta = settings.pop("rope_theta", 10000.0)
     if settings.get("rope_type") == "default":
         del settings["rope_type"]
+        if extra := [name for name in _SCALING if name in settings]:
+            raise InputError(
+                f"config.json: {extra[0]} is {settings[extra[0]]}, but rope_type is default, which has no {extra[0]}; "
+                "set the values of the original model"
+            )
     return theta, {_SCALING[name]: value for name, value in settings.items() if name in _SCALING} or None

@@ -197,7 +197,9 @@ def _model_rows(plan: Plan) -> Rows:
         if count:
             yield f"  {_COMPONENTS[name]}", f"{count:,}"
     yield "tokens", f"{figures['tokens']:,} in {figures['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"
-    formula = "6 x (parameters - input embedding) + 6 x layers x heads x head_dim x sequence length"
+    # a tied embedding is also the output head, whose product is counted
+    multiplied = "parameters" if plan.recipe.model.tie_embeddings else "(parameters - input embedding)"
+    formula = f"6 x {multiplied} + 6 x layers x heads x head_dim x sequence length"
     yield "FLOPs per token", f"{figures['flops_per_token']:,} = {formula}"
     yield "FLOPs in total", f"{figures['total_flops']:.3g}"
 

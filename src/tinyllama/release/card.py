@@ -117,7 +117,7 @@ def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> 
         autoescape=False,  # Markdown; the template escapes external text with `cell`
     )
     environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "quote": quote}
-    environment.filters |= {"duration": format_duration_precise, "spec": format}
+    environment.filters |= {"duration": format_duration_precise, "spec": format, "visible": visible}
     context: dict[str, Any] = {
         "card_data": _card_data(metadata, evaluation).to_yaml(),
         "m": metadata,

@@ -74,7 +74,12 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "checkpoints": {one.name: one.commit_hash for one in averaged},
         "average_decay": config.average_decay,
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
-        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+        "tokenizer": {
+            "digest": tokenizer.digest,
+            "vocab_size": tokenizer.vocab_size,
+            "bos": tokenizer.special_text(tokenizer.bos_id),
+            "eos": tokenizer.special_text(tokenizer.eos_id),
+        },
         "store": {"manifest_sha256": store_digest, **summarize_store(read_json(run.store_manifest_path), recipe)},
         "measured": _measured(run, state["step"], recipe),
         "samples": _last_samples(run, state["step"]),

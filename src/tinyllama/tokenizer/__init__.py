@@ -138,6 +138,10 @@ class Tokenizer:
         """Return the UTF-8 bytes that each id adds to a text; special tokens add no bytes."""
         return [token_bytes(token) for token in self._backend.tokens]
 
+    def special_text(self, number: int | None) -> str | None:
+        """Return the text of a special token, such as `<s>`, from its id; None for None."""
+        return None if number is None else self._backend.tokens[number].text
+
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
         """Ids after which the next token can still change the text decoded so far: single bytes and special tokens.
