@@ -112,9 +112,9 @@ def train_recipe_tokenizer(
     """Train a BPE on a sample of the recipe's sources, and save it in the folder that the recipe names.
 
     If `vocab_size` is None, the recipe's `vocab_size` is used, or 8,192 without it. If `kind` is None, the recipe's
-    `tokenizer_kind` is used. Raises InputError if a source has
-    no text to train on, or if the folder contains a tokenizer. With `force`, this tokenizer is replaced, unless the
-    recipe's store or run was made with it or the folder has other files.
+    `tokenizer_kind` is used. Raises InputError if a source has no text to train on, or if the folder contains a
+    tokenizer. With `force`, this tokenizer is replaced, unless the recipe's store or run was made with it or the folder
+    has other files.
     """
     folder = Path(recipe.tokenizer)
     _check_tokenizer_folder(recipe, folder, force)
