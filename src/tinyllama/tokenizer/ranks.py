@@ -56,8 +56,8 @@ def is_rank_file(data: bytes) -> bool:
 def parse_ranks(name: str, data: bytes) -> dict[bytes, int]:
     """Return the rank of each token, in the order of the ranks, which are 0, 1, 2 and so on.
 
-    Raises InputError if a line is damaged, if a token or a rank is missing or occurs twice, or if the tokenizer is
-    known to split a text by another rule than Llama 3.
+    Raises InputError if a line is damaged, or if a token or a rank is missing or repeated. Also raises InputError if
+    the tokenizer is known to split a text by another rule than Llama 3.
     """
     ranks: dict[bytes, int] = {}
     tokens: dict[int, bytes] = {}
