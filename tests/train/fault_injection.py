@@ -34,10 +34,8 @@ def inject_into_losses(faults: Sequence[Fault], patch: Callable[[Any, str, Any],
     """
     loss = Llama.loss
 
-    def faulty_loss(
-        self: Llama, ids: Tensor, targets: Tensor, z_loss: float = 0.0, token_nats: Tensor | None = None
-    ) -> Tensor:
-        nats = loss(self, ids, targets, z_loss, token_nats)
+    def faulty_loss(self: Llama, ids: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        nats = loss(self, ids, *arguments, **options)
         rows = ids.tolist()
         for fault in faults:
             if fault["do"] == "slow":
