@@ -45,8 +45,8 @@ class Part(NamedTuple):
 
 SPEED_NOTE = (
     "MFU = tokens/s x FLOPs per token / (FLOP/s of the data sheet, or of a measured matrix product). FLOPs per token = "
-    "6 x (parameters - input embedding) + 6 x layers x dim x sequence length, which counts causal attention. No row "
-    "has a document mask."
+    "6 x (parameters - input embedding) + 6 x layers x heads x head_dim x sequence length, which counts causal "
+    "attention. No row has a document mask."
 )
 INPUTS = Part("gpu_training", "inputs", 25, "Tokenizer and store of the part `training`")
 """Runs before the parts, and only in a checkout: a bundle has the tokenizer and the store."""

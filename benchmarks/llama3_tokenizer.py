@@ -75,7 +75,7 @@ def compare(tokenizer: Tokenizer, theirs: Any, work: Path, documents: list[str],
     """Print the number of compared texts by engine and kind; return a line for each pair that differs."""
     problems = []
     for name, number in theirs.special_tokens.items():
-        if tokenizer.decode([number]) or token_text(tokenizer, number) != name:
+        if tokenizer.decode([number]) or tokenizer._backend.token(number) != name:
             problems.append(f"{number} is not {name}")
     hugging_face = AutoTokenizer.from_pretrained(work / "tokenizer")
     llama_cpp = open_gguf(tokenizer, work)
@@ -112,11 +112,6 @@ def compare(tokenizer: Tokenizer, theirs: Any, work: Path, documents: list[str],
     return problems
 
 
-def token_text(tokenizer: Tokenizer, number: int) -> str | None:
-    """Return the text of a special token."""
-    return tokenizer._backend.token(number)
-
-
 def open_gguf(tokenizer: Tokenizer, work: Path) -> Any:
     """Return llama.cpp's vocabulary of a GGUF file with this tokenizer and a small model."""
     model = Llama(SHAPE, tokenizer.vocab_size)
@@ -138,7 +133,7 @@ def random_texts(tokenizer: Tokenizer, count: int, seed: int) -> list[str]:
     """Return texts of tokens, special tokens, signs that the pre-tokenizer distinguishes, and all of Unicode."""
     choose = random.Random(seed)
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
-    special = [token_text(tokenizer, number) or "" for number in range(128_000, tokenizer.vocab_size)]
+    special = [tokenizer._backend.token(number) or "" for number in range(128_000, tokenizer.vocab_size)]
     unicode = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     pools = [tokens, tokens, tokens, special, unicode[:0x80], unicode[:0x3000], unicode, *SIGNS]
 

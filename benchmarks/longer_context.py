@@ -57,6 +57,7 @@ class Rows:
 
 
 def main() -> None:
+    """Extend a model for each seed, print the tables, and print the mean difference at each range of positions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="default: %(default)s")
     parser.add_argument("--one-base", action="store_true", help="train the demo only with the first seed")

@@ -83,7 +83,7 @@ def load_model(source: str | os.PathLike[str], precision: torch.dtype = torch.fl
     """Load a model in evaluation mode, with activations of the dtype `precision`.
 
     `source` is a run (its newest checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name. Raises
-    InputError if `source` has no model, if the model's files are damaged, or if it is not a supported Llama.
+    InputError if `source` has no model, if the model's files are damaged, or if the model is not a supported Llama.
     """
     location = resolve_model(source)
     if location.is_checkpoint:
@@ -138,7 +138,8 @@ class HuggingFaceLlama:
     def open(cls, source: str | Path) -> "HuggingFaceLlama":
         """Read the config.json of a folder, a release or a hub model.
 
-        Raises InputError if it is not a supported Llama: UnsupportedModelError if transformers may run it.
+        Raises InputError if the model is not a supported Llama, and its subclass UnsupportedModelError if transformers
+        may run the model.
         """
         folder = resolve_model(source).folder
         if not (folder / "config.json").is_file():

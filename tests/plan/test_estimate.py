@@ -42,7 +42,7 @@ def test_weights_gradients_and_moments_are_sharded() -> None:
 
 
 def test_longer_sequences_take_more_flops_and_equal_memory_per_token() -> None:
-    """The equally many tokens of a micro-batch are in a quarter of the sequences."""
+    """A micro-batch has a quarter of the sequences, and therefore the same number of tokens."""
     longer: dict[str, object] = {"model.context_length": 8192, "train.sequence_length": 8192}
     longer |= {"train.batch_sequences": 256, "train.micro_batch_sequences": 2, "model.rope_theta": 500_000}
     short, long = figures(), figures(longer)
@@ -53,9 +53,8 @@ def test_longer_sequences_take_more_flops_and_equal_memory_per_token() -> None:
     assert slower == pytest.approx(short["tokens_per_second"], rel=1e-6)
     activations = [found["memory_bytes_by_component"]["activations"] for found in (short, long)]
     assert activations[0] == activations[1]
-    assert (
-        figures(longer | {"train.micro_batch_sequences": 8})["memory_bytes_per_gpu"] > 2 * long["memory_bytes_per_gpu"]
-    )
+    larger = figures(longer | {"train.micro_batch_sequences": 8})
+    assert larger["memory_bytes_per_gpu"] > 2 * long["memory_bytes_per_gpu"]
 
 
 def test_fp32_is_planned_with_the_fp32_peak() -> None:

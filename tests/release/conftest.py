@@ -113,9 +113,8 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
     rows[39] |= {"validation_bits_per_byte": 2.125, "validation_bits_per_byte/prose": 2.0}
     rows[39] |= {"validation_bits_per_byte/notes": 2.5}
     for part, loss in (("0-255", 4.5), ("256-511", 4.0)):
-        rows[39] |= {
-            f"validation_{name}_by_position/{part}": loss / n for n, name in ((1, "loss"), (2, "bits_per_byte"))
-        }
+        rows[39] |= {f"validation_loss_by_position/{part}": loss}
+        rows[39] |= {f"validation_bits_per_byte_by_position/{part}": loss / 2}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -78,11 +78,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Kind of the tokenizer of each family, and the fields of its config.json that differ from `_ALL` and `_SIZES`."""
 
 
-def write_family(folder: Path, name: str, tokenizers: Mapping[str, Path], **changes: Any) -> Path:
-    """Write a family's model with random weights into a new folder, with changed fields of config.json.
-
-    The weights have the shapes of the unchanged fields.
-    """
+def write_family(folder: Path, name: str, tokenizers: Mapping[str, Path]) -> Path:
+    """Write a family's model with random weights into a new folder."""
     kind, own = FAMILIES[name]
     tokenizer = Tokenizer.load(tokenizers[kind])
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
@@ -93,6 +90,6 @@ def write_family(folder: Path, name: str, tokenizers: Mapping[str, Path], **chan
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model.bfloat16().save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config | changes, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     shutil.copytree(tokenizers[kind], folder, dirs_exist_ok=True)
     return folder

@@ -167,9 +167,9 @@ def test_training_time_is_that_of_the_steps_up_to_the_release(run: Path) -> None
     text = "".join(json.dumps(row | {"tokens_per_second": 384 / 90}) + "\n" for row in rows)
     (run / "metrics.jsonl").write_text(text)
     card = card_of(release_run(run, step=10))
-    assert (
-        "| validation tokens |" not in card and "| positions in the sequence |" not in card
-    )  # an earlier version's row
+    # the row of an earlier version
+    assert "| validation tokens |" not in card
+    assert "| positions in the sequence |" not in card
     assert row_of(card, "training time")[1] == "15 min, without validation, checkpoints and interruptions"
 
 

@@ -7,7 +7,6 @@ import gguf
 import pytest
 import tokenizers
 import torch
-from tests.conftest import python_sources
 from tests.release.formats import SHAPE, failed_checks, keep_only, random_model, write_release
 from tests.release.native import ids_in_llama_cpp, run_in_child
 from tests.vocabularies import (
@@ -30,7 +29,6 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend
 from tinyllama.tokenizer.byte_level import PRE_TOKENIZERS
 from tinyllama.tokenizer.conversion import edge_case_texts
-from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
 QWEN2 = pre_tokenizers.Sequence(
@@ -115,32 +113,27 @@ def test_byte_level_tokenizer_passes_in_llama_cpp(tmp_path: Path, words: Any, na
     assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
 
 
-def test_trained_byte_level_tokenizer_passes_in_every_format(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer(training_text(python_sources(20), kind="bytelevel"), 600)
-    release = write_release(tmp_path / "release", random_model(600), tokenizer)
-    assert failed_checks(release) == []
-    fields = fields_of(release / "gguf/small-F16.gguf")
-    assert fields["tokenizer.ggml.pre"] == "llama-bpe"
-    assert fields["tokenizer.ggml.add_bos_token"] is True
-    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (598, 599)
-    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.token_bytes()]))
-    expected = [[598, *tokenizer.encode(text)] for text in texts]
-    assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
-
-
-def test_imported_rank_file_has_its_ids_in_llama_cpp(tmp_path: Path) -> None:
+def test_imported_rank_file_passes_in_llama_cpp(tmp_path: Path) -> None:
     """The ranks contain tokens that only a complete word gets, because no merges produce them."""
     (tmp_path / "tokenizer.model").write_bytes(rank_file(trained_ranks()))
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
     release = write_release(tmp_path / "release", random_model(tokenizer.vocab_size), tokenizer, ["gguf"])
-    texts = [*EDGE_CASES, " xqzxqz", " xqzxqzx", "žluť"]
+    assert failed_checks(keep_only(release, "gguf")) == []
+    fields = fields_of(release / "gguf/small-F16.gguf")
+    assert fields["tokenizer.ggml.pre"] == "llama-bpe"
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (602, 603)
+    vocabulary = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
+    texts = [*edge_case_texts(vocabulary), *EDGE_CASES, " xqzxqz", " xqzxqzx", "žluť"]
     ids = run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts)
     assert ids == [[602, *tokenizer.encode(text)] for text in texts]
     assert ids[-3] == [602, 600]
 
 
 @pytest.mark.parametrize(("name", "ignore_merges"), [("llama3", False), ("gpt2", True)])
-def test_other_use_of_whole_words_than_in_llama_cpp_is_an_error(tmp_path: Path, name: str, ignore_merges: bool) -> None:
+def test_ignore_merges_that_llama_cpp_does_not_support_is_an_error(
+    tmp_path: Path, name: str, ignore_merges: bool
+) -> None:
     document = byte_level_document(name)
     document["model"] = document["model"] | {"ignore_merges": ignore_merges}
     tokenizer = Tokenizer(HuggingFaceBackend(name, document, {"eos_token": "<|im_end|>"}))

@@ -153,9 +153,7 @@ def test_validations_of_several_sources_are_one_chart_of_at_most_eight_lines(run
 
 
 def test_validations_by_position_are_a_chart_and_in_the_results(run: Path) -> None:
-    parts = {
-        f"validation_bits_per_byte_by_position/{name}": value for name, value in (("0-255", 3.0), ("256-511", 2.0))
-    }
+    parts = {f"validation_bits_per_byte_by_position/{name}": 2.0 for name in ("0-255", "256-511")}
     change_jsonl(run / "metrics.jsonl", lambda rows: [row | parts if "validation_loss" in row else row for row in rows])
     page = page_of(run, run)
     figure = page.html.partition('id="chart-validation-by-position"')[2].partition("</figure>")[0]

@@ -47,7 +47,7 @@ def ids_by_definition(found: Mapping[bytes, int], text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that `tokenizer import` writes for a small rank file."""
+    """The folder that `tokenizer import` writes for a small rank file."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "tokenizer.model").write_bytes(rank_file(trained_ranks()))
     assert cli.main(["tokenizer", "import", str(folder), str(folder / "imported")]) == 0
@@ -94,7 +94,7 @@ def test_any_ranks_merge_as_by_the_definition(tokens: list[str], words: str) -> 
 def test_llama_3_has_256_special_tokens_with_metas_ids() -> None:
     found = {rank.to_bytes(3): rank for rank in range(128_000)}
     names = special_tokens("llama3", found)
-    assert len(set(names)) == 256
+    assert len(names) == len(set(names)) == 256
     ids = {name: 128_000 + place for place, name in enumerate(names)}
     assert (ids["<|begin_of_text|>"], ids["<|end_of_text|>"], ids["<|eot_id|>"]) == (128_000, 128_001, 128_009)
     assert (ids["<|start_header_id|>"], ids["<|python_tag|>"]) == (128_006, 128_010)

@@ -43,7 +43,6 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # ranks, memory, fields
     "kept, full checkpointing": (2, AMPLE, {"parallel.activation_checkpointing": "full"}),
     "kept, selective checkpointing": (2, AMPLE, {"parallel.activation_checkpointing": "selective"}),
     "masked": (2, NONE, MASK),
-    "kept, masked, full checkpointing": (2, AMPLE, MASK | {"parallel.activation_checkpointing": "full"}),
     "kept, masked, bf16, compiled, selective checkpointing": (
         2,
         AMPLE,

@@ -42,7 +42,10 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def document_attention(query: Tensor, keys: Tensor, values: Tensor, document_starts: Tensor) -> Tensor:
-    """Return the output of `causal_attention` within documents; document_starts int[B, T] are those of a batch."""
+    """Return the output of `causal_attention` within documents.
+
+    document_starts int32[B, T] has the index of the first token of each token's document.
+    """
     output: Tensor = _forward(query, keys, values, document_starts)[0]
     return output
 

@@ -35,7 +35,7 @@ class DocumentMask:
 
 
 def block_mask(document_starts: Tensor) -> BlockMask:
-    """Return the mask of documents for `block_attention`."""
+    """Return the mask of document_starts int32[B, T] for `block_attention`."""
 
     def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= document_starts[row, query])

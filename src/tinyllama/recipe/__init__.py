@@ -1,7 +1,7 @@
 """Recipes: YAML files that describe a run, as frozen pydantic models with the default and check of each field.
 
-A field's docstring is its description in docs/recipe.md. `data_schema` has the fields of `data`, `model_schema`
-those of `model`, and `run_schema` those of the parts after `train`.
+A field's docstring is its description in docs/recipe.md. `data_schema` has the fields of `data`. `model_schema` has
+those of `model`. `run_schema` has those of the parts after `train`.
 
 A recipe's digest covers the fields that change the trained weights beyond rounding. A run compares digests on resume.
 """

@@ -7,6 +7,11 @@ from pydantic_core import PydanticUseDefault
 
 from tinyllama.recipe.loading import Count, Positive, RecipeModel
 
+_LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_context_length")
+_MAX_CONTEXT_RATIO = 2
+"""Maximum context of scaling llama3, relative to the original context times `factor`. The ratio is 2 in Llama 3.1 and
+3.3, and 0.5 in Llama 3.2."""
+
 
 class RopeScaling(RecipeModel):
     """Scaling of the rotary embedding's frequencies, for a longer context."""
@@ -36,12 +41,6 @@ class RopeScaling(RecipeModel):
         if low >= high:
             raise ValueError(f"low_freq_factor {low:g} is not below high_freq_factor {high:g}; correct one of them")
         return self
-
-
-_LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_context_length")
-_MAX_CONTEXT_RATIO = 2
-"""Maximum context of scaling llama3, relative to the original context times `factor`. The ratio is 2 in Llama 3.1 and
-3.3, and 0.5 in Llama 3.2."""
 
 
 class Model(RecipeModel):

@@ -105,9 +105,9 @@ def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
 
 
 def rope_factors(shape: Model) -> dict[str, Tensor]:
-    """Return the tensor by which llama.cpp divides the rotary frequencies of Llama 3's scaling, float32[E/2], by name.
+    """Return the tensor of Llama 3's scaling by its name: float32[E/2], by which llama.cpp divides the frequencies.
 
-    GGUF has a setting for linear scaling, so only Llama 3's scaling needs the tensor.
+    Other models need no tensor, because GGUF has settings for linear scaling.
     """
     if shape.rope_scaling is None or shape.rope_scaling.type != "llama3":
         return {}

@@ -114,8 +114,8 @@ def _measured(run: RunDir, step: int, recipe: Recipe) -> dict[str, Any]:
     """Return the newest training loss and validation metrics up to `step`, and the duration of the steps in seconds.
 
     `validation_by_source` has the number of predicted `tokens`, the `loss` and the `bits_per_byte` of each source; runs
-    of earlier versions lack them. `validation_by_position` has the same two scores of each range of positions; it is
-    empty for short sequences.
+    of earlier versions lack them. `validation_by_position` has the `loss` and the `bits_per_byte` of each range of
+    positions; it is empty for sequences of less than 512 tokens.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """

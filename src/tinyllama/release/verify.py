@@ -77,7 +77,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
     """Compute the reference for `verify`: the outputs of a float32 model on the CPU.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
-    With scaled rotary frequencies, a longer text is scored, and its last tokens but NEW_TOKENS are a further prompt.
+    With scaled rotary frequencies, a longer text is scored. All but its last NEW_TOKENS tokens are a further prompt.
     The model's weights are first rounded to bf16 in place, because exported weights are in bf16. The margin of a token
     in a continuation is its logit minus the second largest logit. EOS is never chosen, so a continuation has fewer than
     NEW_TOKENS tokens only if it reaches the context length.

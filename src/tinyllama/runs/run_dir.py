@@ -302,7 +302,7 @@ class RunDir:
     def initial_weights(self) -> Row | None:
         """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None.
 
-        If the recipe extends the context of the weights, `changed` lists the fields of the positions that differ.
+        `changed` lists the fields of the context and the rotary embedding that differ from the weights, if any.
         """
         return read_json_if_exists(self.initial_weights_path)
 

@@ -24,13 +24,7 @@ from tinyllama.hardware import resident_memory_bytes
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.backends import Backend, HuggingFaceBackend
 from tinyllama.tokenizer.byte_level import BYTE_LEVEL_STEP, DIGITS_STEP, known_pre_tokenizer, pre_tokenizer_steps
-from tinyllama.tokenizer.conversion import (
-    BYTE_LEVEL,
-    LLAMA_PIPELINE,
-    SPACE,
-    edge_case_texts,
-    token_bytes,
-)
+from tinyllama.tokenizer.conversion import BYTE_LEVEL, LLAMA_PIPELINE, SPACE, edge_case_texts, token_bytes
 from tinyllama.tokenizer.cuts import UNASSIGNED, Cuts
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
@@ -251,10 +245,10 @@ def _has_exact_ids(encoder: Encoder, backend: Backend) -> bool:
 
 
 def _classified_characters(tokens: list[str]) -> str:
-    """Return assigned characters of all scripts, each before a token that is split only after some classes.
+    """Return assigned characters of all scripts, each before a token such as `.e`, whose ids depend on the character.
 
-    After a letter, a pre-tokenizer of Llama 3 begins a word with the sign of the token `.e`. After another sign, it
-    does not. The ids of two libraries thus differ if the libraries' versions of Unicode do.
+    After a letter, the pre-tokenizer of Llama 3 splits off `.e` as one word. After punctuation, it does not. Two
+    libraries that classify a character differently therefore give different ids.
     """
     token = next((token for token in tokens if re.fullmatch(r"[!-/][a-z]+", token)), ".e")
     characters = (chr(code) for code in range(0x80, 0x110000, 7) if not 0xD800 <= code < 0xE000)

@@ -1,15 +1,15 @@
 """Conversion of a tiktoken rank file, such as Llama 3's tokenizer.model, to the tokenizer.json with the same ids.
 
 Each line of the file is a token in base64 and its rank, which is its id. tiktoken splits a text into words. A word that
-is a token gets its id. In another word, tiktoken merges the neighbors that form the token of the lowest rank, the
-leftmost ones of several, until no neighbors form a token. The file does not contain the rule that splits a text, nor
-the special tokens. Both are Llama 3's here, and files that are known to have other rules are refused.
+is a token gets the id of the token. In another word, tiktoken merges the neighbors that form the token of the lowest
+rank, the leftmost ones of several, until no neighbors form a token. The file contains neither the rule that splits a
+text nor the special tokens. This module uses those of Llama 3, and refuses files that are known to have other rules.
 
 The tokenizer.json has one merge for each pair of tokens that form a token, in the order of the ranks of these tokens.
-The order of the pairs of one token does not matter, because only one of the pairs ever occurs. A stretch of text whose
-ends no merge crosses is merged as if it were the complete word. When two tokens that form a third one are neighbors,
-they are thus what the merges before theirs make of the third token's bytes. In Llama 3's file, merges do not produce
-588 tokens. These tokens are used for complete words only.
+The order of the pairs of one token does not matter, because only one of the pairs ever occurs. Before the two tokens of
+a pair are merged, no merge crosses the ends of their bytes. The merges inside are then the same in every word, so they
+always leave the same two tokens. In Llama 3's file, merges do not produce 588 tokens. These tokens are used for
+complete words only.
 """
 
 import base64
@@ -31,20 +31,19 @@ _FIRST_LINE = re.compile(rb"[!-~]+ [0-9]+\r?(\n|$)")
 _MAX_TOKEN_BYTES = 256
 """Longest token in bytes; the tokens of Llama 3 have up to 128. A longer one would have very many pairs."""
 _LLAMA_3_SIZE = 128_000
-_NUM_SPECIAL = 256
 _LLAMA_3_SPECIAL = (
     BOS, EOS, "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|finetune_right_pad_id|>",
     "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
-    "<|image|>",
+    "<|image|>", *(f"<|reserved_special_token_{number}|>" for number in range(2, 246)),
 )  # fmt: skip
-"""Special tokens of Llama 3 in the order of their ids, as Meta released them with Llama 3.3; reserved ones follow."""
+"""The 256 special tokens of Llama 3 in the order of their ids, as Meta released them with Llama 3.3."""
 _OTHER_RULES = {
     50_256: "GPT-2", 50_280: "p50k_base", 100_256: "cl100k_base (GPT-4)", 151_643: "Qwen", 163_584: "Kimi",
     199_998: "o200k_base (GPT-4o)", 200_000: "Llama 4",
 }  # fmt: skip
 """Known tokenizers that split a text by another rule, by their number of ranks."""
 _CHECKED_TOKENS = 4_000
-"""Number of tokens from which the texts are made that a conversion is checked with; the check takes under a second."""
+"""Maximum number of tokens in the texts that check a conversion; the check takes less than a second."""
 
 Ranks = Mapping[bytes, int]
 
@@ -57,8 +56,8 @@ def is_rank_file(data: bytes) -> bool:
 def parse_ranks(name: str, data: bytes) -> dict[bytes, int]:
     """Return the rank of each token, in the order of the ranks, which are 0, 1, 2 and so on.
 
-    Raises InputError if a line is damaged, if a token or a rank is missing or occurs twice, or if the tokenizer is
-    known to split a text by another rule than Llama 3.
+    Raises InputError if a line is damaged, or if a token or a rank is missing or repeated. Also raises InputError if
+    the tokenizer is known to split a text by another rule than Llama 3.
     """
     ranks: dict[bytes, int] = {}
     tokens: dict[int, bytes] = {}
@@ -95,16 +94,14 @@ def _file_error(name: str, problem: str) -> InputError:
     return InputError(f"{name}: a damaged tiktoken rank file: {problem}; copy or download it again")
 
 
-def special_tokens(name: str, ranks: Ranks) -> list[str]:
+def special_tokens(name: str, ranks: Ranks) -> tuple[str, ...]:
     """Return the special tokens in the order of their ids, which follow the ranks: Llama 3's 256, or BOS and EOS.
 
     For a file that is not Llama 3's, a warning states what the file does not contain. Raises InputError if a special
     token is also a token.
     """
     is_llama_3 = len(ranks) == _LLAMA_3_SIZE
-    reserved = range(2, 2 + _NUM_SPECIAL - len(_LLAMA_3_SPECIAL))
-    special = [*_LLAMA_3_SPECIAL, *(f"<|reserved_special_token_{number}|>" for number in reserved)]
-    special = special if is_llama_3 else [BOS, EOS]
+    special = _LLAMA_3_SPECIAL if is_llama_3 else (BOS, EOS)
     for text in special:
         if (rank := ranks.get(text.encode())) is not None:
             raise InputError(
@@ -139,7 +136,7 @@ def merges_by_rank(ranks: Ranks) -> list[tuple[str, str]]:
 
 
 def merge_by_rank(ranks: Ranks, word: bytes) -> list[int]:
-    """Return the ids that tiktoken gives a word, by its definition: a slow function that conversions are checked with.
+    """Return the ids of a word by tiktoken's definition; this function is slow, and only checks conversions.
 
     `ranks` contains all single bytes.
     """

@@ -99,9 +99,9 @@ def training_text(
 def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
     """Train a BPE of `vocab_size` tokens, of the kind that the text was made for.
 
-    Llama 2-style: ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. Byte-level: the first 256
-    ids are the bytes, and the last two are BOS and EOS. Raises InputError if there is no text, or too little text for
-    `vocab_size` tokens.
+    In a Llama 2-style vocabulary, ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. In a
+    byte-level vocabulary, the first 256 ids are the bytes, and the last two are BOS and EOS. Raises InputError if there
+    is no text, or too little text for `vocab_size` tokens.
     """
     if not any(text.lines):
         raise InputError("tokenizer training: the texts are empty; give documents that contain words")

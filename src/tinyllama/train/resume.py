@@ -64,8 +64,8 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
 def describe_start(state: TrainState, step: int) -> str:
     """Describe in one line how training starts.
 
-    At step 0, these are the model's size, the device and external weights, with the fields of the positions that differ
-    from them. At other steps, it is the step.
+    At step 0, the line has the model's size and the device. If there are external weights, it also has their source
+    and the fields of the context and the rotary embedding that differ. At a later step, the line has the step.
     """
     train, world = state.recipe.train, state.world
     if step == train.steps:

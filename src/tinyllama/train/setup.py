@@ -252,14 +252,17 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
 
 
 def _position_changes(here: Model, there: Model) -> list[str]:
-    """Return one line per field of the positions that differs between the recipe, `here`, and the weights, `there`."""
+    """Return one line per field of the context or the rotary embedding that differs.
+
+    `here` is the recipe's model, and `there` is that of the weights.
+    """
     fields = {"context_length", "rope_theta", "rope_scaling"}
     found = differences(there.model_dump(include=fields), here.model_dump(include=fields))
     return [f"model.{name} was {then}, is {now}" for name, (then, now) in found if not _is_rounded(now, then)]
 
 
 def _shape(model: Model) -> dict[str, Any]:
-    """Return the fields of a model that its weights depend on; positions are computed, so any context works."""
+    """Return the fields of a model that its weights depend on; no weight depends on the context length."""
     return model.model_dump(exclude={"context_length"}) | {"head_dim": model.head_dim}
 
 
@@ -272,7 +275,7 @@ def _is_extension(name: str, here: Model, there: Model) -> bool:
     """Return whether a field may differ from that of the weights, because it extends the model's context.
 
     A longer context may have a larger `rope_theta`, or another `rope_scaling`. Any other difference in these fields is
-    a mistake, which would make the weights useless.
+    usually a mistake, which makes the predictions much worse.
     """
     if here.context_length <= there.context_length or here.rope_theta < there.rope_theta:
         return False

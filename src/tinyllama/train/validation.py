@@ -62,8 +62,8 @@ class ValidationScore:
     def metrics(self) -> dict[str, float]:
         """Return the columns of metrics.jsonl, which are `validation_loss`, `validation_bits_per_byte` and their parts.
 
-        The names of the parts are `validation_loss/SOURCE` and `validation_loss_by_position/FIRST-LAST`. They cannot be
-        equal, whatever the name of a source is.
+        The names of the parts are, for example, `validation_loss/SOURCE` and `validation_loss_by_position/FIRST-LAST`.
+        No name of a source makes two columns equal.
         """
         scores = {"": self, **{f"/{name}": score for name, score in self.sources.items()}}
         scores |= {f"_by_position/{name}": score for name, score in self.positions.items()}
