@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_models.llama3.tokenizer as meta
 from measuring import spread
 from transformers import AutoTokenizer
 
@@ -55,6 +54,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random texts")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed measurement")
     arguments = parser.parse_args()
+    import llama_models.llama3.tokenizer as meta  # noqa: PLC0415 - `make check-llama3` downloads it; --help needs none
+
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     source = Path(meta.__file__).with_name("tokenizer.model")
     theirs = meta.Tokenizer(source)

@@ -64,6 +64,13 @@ def shown_progress() -> None:
     set_quiet(False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions() -> None:
+    """Forget compiled functions, since files of tests in one process would share torch's limit of recompilations."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick_engines() -> Iterator[None]:
     """Fork the engines' processes from a server that has imported transformers: see tests/fork_server.py."""

@@ -71,10 +71,12 @@ def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path)
     run(monkeypatch, BENCHMARKS / "bench.py", "--page", results, "--into", tmp_path)
     assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs/benchmarks.md").read_text()
     measures = json.loads(results.read_text())["measures"]
-    sections = {"tokenization", "loading", "resuming", "training", "evaluation", "starting"}
-    assert {measure["section"] for measure in measures} == sections
+    assert {measure["section"] for measure in measures} == {
+        *("tokenization", "deduplication", "cleaning", "loading", "resuming", "training", "evaluation", "starting")
+    }
     peers = {name.split()[0] for measure in measures for name in measure["programs"]}
-    assert peers >= {"tokenizers", "sentencepiece", "datatrove", "litdata", "litgpt", "transformers", "lm-eval"}
+    assert peers >= {"tokenizers", "sentencepiece", "gigatoken", "datatrove", "litdata", "text-dedup", "rensa"}
+    assert peers >= {"marin-dupekit", "litgpt", "transformers", "torchtitan", "lm-eval"}
 
 
 def test_plot_has_a_panel_per_question_with_training_first(monkeypatch):

@@ -93,6 +93,7 @@ def test_evaluations_on_two_ranks_change_no_weights(small: Path, tmp_path: Path,
     assert_evaluations_are_those_of_the_checkpoints(run)
 
 
+@pytest.mark.long
 def test_resume_after_kills_of_ranks_or_launcher_is_bit_identical(
     small: Path, tmp_path: Path, reference_run_2_ranks: Path
 ) -> None:

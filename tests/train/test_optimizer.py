@@ -90,6 +90,7 @@ def test_resume_with_muon_is_bit_identical(resumed_runs: Path, name: str, resume
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "resumed"), [("one", "one-by-2"), ("two", "two-by-1")])
 def test_muon_checkpoint_resumes_on_another_number_of_ranks(resumed_runs: Path, name: str, resumed: str) -> None:
