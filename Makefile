@@ -69,7 +69,7 @@ bench-optimizers: .venv/installed-dev
 bench-averaging: .venv/installed-dev
 	$(BIN)/python benchmarks/averaging.py
 
-# Extends the demo's model to 1,024 tokens with three seeds. Takes an hour on two idle cores.
+# Trains the demo with three seeds, and extends each model to 1,024 tokens.
 bench-context: .venv/installed-dev
 	$(BIN)/python benchmarks/longer_context.py
 

@@ -72,7 +72,7 @@ def main() -> None:
     for seed in chosen.seeds:
         base = train_base(chosen.folder, chosen.seeds[0] if chosen.one_base else seed)
         extended = extend(chosen.folder, base, f"{chosen.name}-{seed}", seed, fields)
-        nats = read_base(chosen.folder, base, rows) | {"extended": nats_of_rows(load_model(extended, PRECISION), rows)}
+        nats = read_base(chosen.folder, base, rows) | {"extended": nats_of(load_model(extended, PRECISION), rows.ids)}
         print(f"\n{base.parts[-4]}, extended by {extended.name}\n" + "\n".join(table(rows, nats)), flush=True)
         ratios.append(
             {
@@ -149,11 +149,6 @@ def nats_of(model: Llama, ids: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def nats_of_rows(model: Llama, rows: Rows) -> Tensor:
-    """Return the loss of each target, read in the rows: [N, LONG]."""
-    return nats_of(model, rows.ids)
-
-
 def read_base(folder: Path, base: Path, rows: Rows) -> dict[str, Tensor]:
     """Return the losses of the demo's model on the same targets, for each way of reading: [N, LONG]."""
     path, model = folder / f"{base.parts[-4]}.pt", load_model(base, PRECISION)
@@ -166,7 +161,7 @@ def read_base(folder: Path, base: Path, rows: Rows) -> dict[str, Tensor]:
     nats = {
         "windows": found,
         "sliding window": torch.cat([found[:, :SHORT], last], 1),
-        "unchanged": nats_of_rows(model, rows),
+        "unchanged": nats_of(model, rows.ids),
     }
     torch.save(nats, path)
     return nats

@@ -121,7 +121,7 @@ def default_text(field: FieldInfo) -> str:
     """Return a field's default in YAML, or `required`."""
     if field.is_required():
         return "**required**"
-    depends_on_fields = field.default_factory_takes_validated_data  # null then stands for the default
+    depends_on_fields = field.default_factory_takes_validated_data  # null then means the default
     match None if depends_on_fields else field.get_default(call_default_factory=True):
         case None:
             return "`null`"

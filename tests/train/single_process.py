@@ -25,10 +25,12 @@ def build_state(recipe: Recipe) -> TrainState:
     return state
 
 
-def train_step(state: TrainState, step: int, sequences: Tensor) -> tuple[float, float]:
-    """Do step `step` with a batch's sequences, without the guard; return loss and gradient norm."""
+def train_step(
+    state: TrainState, step: int, sequences: Tensor, document_starts: Tensor | None = None
+) -> tuple[float, float]:
+    """Do step `step` with a batch, without the guard; return loss and gradient norm."""
     recipe = state.recipe.train
-    nats, norm = forward_backward(state, sequences)
+    nats, norm = forward_backward(state, sequences, document_starts=document_starts)
     rate = recipe.learning_rate_at(step)
     optimizer_step(state.optimizers, rate)
     state.model.zero_grad()

@@ -6,15 +6,13 @@ import pytest
 import torch
 from tests.model.test_document_mask import visible
 from tests.train.launch import read_losses, read_metrics
-from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
+from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe, train_step
+from tests.train.transformers_reference import transformers_reference
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batches
 from tinyllama.errors import InputError
-from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
-from tinyllama.train.loop import forward_backward, train
-from tinyllama.train.setup import optimizer_step
+from tinyllama.train.loop import train
 from tinyllama.train.validation import validate
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -26,20 +24,13 @@ def test_loss_follows_transformers_with_a_mask_and_positions_that_restart(small:
     """The loss counts every target, also that of a document's last token: the first token of the next document."""
     recipe = load_recipe(small, **MASK)
     state = build_state(recipe)
-    config = config_to_hugging_face(recipe.model, state.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
-    reference = LlamaForCausalLM(LlamaConfig(**config))
-    reference.load_state_dict(dict(to_hugging_face(state.model.state_dict(), recipe.model)))
-    matrices = [parameter for parameter in reference.parameters() if parameter.ndim > 1]
-    norms = [parameter for parameter in reference.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    reference, optimizer = transformers_reference(state)
     num_documents = 0
     for step, (sequences, starts) in zip(range(12), batches(recipe, state.store, 0), strict=False):
         assert starts is not None
         num_documents += sum(row.unique().numel() for row in starts)
-        rate = recipe.train.learning_rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = recipe.train.learning_rate_at(step)
         positions = torch.arange(64) - starts
         logits = reference(sequences[:, :-1], attention_mask=visible(starts), position_ids=positions).logits
         expected = F.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten())
@@ -47,10 +38,8 @@ def test_loss_follows_transformers_with_a_mask_and_positions_that_restart(small:
         torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        nats, _ = forward_backward(state, sequences, document_starts=starts)
-        optimizer_step(state.optimizers, rate)
-        state.model.zero_grad()
-        assert float(nats) / recipe.train.batch_tokens == pytest.approx(float(expected.detach()), rel=1e-4), step
+        loss, _ = train_step(state, step, sequences, starts)
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-4), step
     assert num_documents > 1.5 * 12 * 6
 
 
@@ -61,10 +50,7 @@ def test_training_and_validation_use_the_mask(small: Path, work_dir: Path) -> No
     recipe = load_recipe(small, **fields, **MASK, name="masked")
     state = build_state(recipe)
     for step, (sequences, starts) in enumerate(batches(recipe, state.store, 0)):
-        nats, _ = forward_backward(state, sequences, document_starts=starts)
-        optimizer_step(state.optimizers, recipe.train.learning_rate_at(step))
-        state.model.zero_grad()
-        assert read_losses(masked)[step][1] == float(nats) / recipe.train.batch_tokens
+        assert read_losses(masked)[step][1] == train_step(state, step, sequences, starts)[0]
     found = state.validation_set
     assert found is not None and found.document_starts is not None
     with torch.no_grad():

@@ -10,12 +10,11 @@ from tests.conftest import locked_by_another_process
 from tests.data.reading import batch_of_step
 from tests.train.launch import read_events, read_metrics
 from tests.train.single_process import build_state, load_recipe, train_step
-from transformers import LlamaConfig, LlamaForCausalLM
+from tests.train.transformers_reference import transformers_reference
 
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
-from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer, training_text
@@ -37,13 +36,7 @@ SCALING = {"type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_facto
 def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path, shape: dict[str, object]) -> None:
     recipe = load_recipe(small, **shape)
     state = build_state(recipe)
-    config = config_to_hugging_face(recipe.model, state.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
-    reference = LlamaForCausalLM(LlamaConfig(**config))
-    reference.load_state_dict(dict(to_hugging_face(state.model.state_dict(), recipe.model)))
-    matrices = [parameter for parameter in reference.parameters() if parameter.ndim > 1]
-    norms = [parameter for parameter in reference.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    reference, optimizer = transformers_reference(state)
     for step in range(20):
         batch = batch_of_step(recipe, state.store, step)
         for group in optimizer.param_groups:

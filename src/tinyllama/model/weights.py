@@ -226,7 +226,7 @@ def config_from_hugging_face(config: object) -> tuple[Model, int]:
 
 
 def _config_problem(error: ValidationError) -> str:
-    problem = format_validation_error(error, Model)
+    problem = format_validation_error(error, Model).partition(";")[0]  # its remedy is for a recipe
     for ours, theirs in _CONTEXT_NAMES.items():
         problem = re.sub(rf"\b{ours}\b", theirs, problem)
     return f"config.json: {problem}; use a Llama model that is not quantized, or download the file again"
