@@ -46,14 +46,15 @@ def test_every_matrix_moves_to_one_rank_and_back(comparisons: Path, mesh: str) -
     shards = 2 if mesh == "2x2" else SIZES[mesh]
     for case, (shapes, _) in muon_program.CASES.items():
         found = results(comparisons, mesh, case)
-        assert sum(result["orthogonalized"] for result in found) == len(shapes) * SIZES[mesh] // shards
+        parts = sum(len(muon_program.PARTS.get(case, {}).get(shape, [0])) for shape in shapes)
+        assert sum(result["orthogonalized"] for result in found) == parts * SIZES[mesh] // shards
         assert all(result["orthogonalized"] for result in found) or len(shapes) < shards
 
 
 @pytest.mark.slow
 def test_collectives_do_not_increase_with_the_number_of_matrices(comparisons: Path) -> None:
     for mesh in SIZES:
-        for case in ("one", "many"):
+        for case in ("one", "many", "stacked"):
             for found in results(comparisons, mesh, case):
                 assert found["collectives"] == {"c10d.alltoall_base_": 2}
     for found in results(comparisons, "2", "batches"):  # 2 x 700 elements per batch
@@ -95,6 +96,28 @@ def test_unsharded_matrices_and_state_dicts_are_those_of_torch_muon() -> None:
         if step == 1:  # continue each from the other's state
             muon.load_state_dict(states[1])
             reference.load_state_dict(states[0])
+
+
+def test_parts_of_stacked_matrices_change_as_separate_matrices_of_torch_muon() -> None:
+    torch.manual_seed(1)
+    rows = ([24, 8, 8], [12], [40, 40], [8, 20])  # of 16 columns; the parts of the last matrix have unequal scales
+    start = [torch.randn(sum(own), 16) for own in rows]
+    ours = [nn.Parameter(matrix.clone()) for matrix in start]
+    theirs = [nn.Parameter(part) for part in muon_program.split(start, rows)]
+    hyperparameters: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    muon = Muon(ours, **hyperparameters, parts=dict(zip(ours, rows, strict=True)))
+    reference = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **hyperparameters)
+    for _ in range(3):
+        gradients = [torch.randn_like(matrix) for matrix in ours]
+        for matrix, gradient in zip(ours, gradients, strict=True):
+            matrix.grad = gradient
+        for part, gradient in zip(theirs, muon_program.split(gradients, rows), strict=True):
+            part.grad = gradient
+        muon.step()
+        reference.step()
+    before = muon_program.split(start, rows)
+    for found, expected, first in zip(muon_program.split(ours, rows), theirs, before, strict=True):
+        assert (found - expected).norm() < 0.01 * (expected - first).norm()
 
 
 def test_matrix_without_gradient_and_zero_gradient() -> None:

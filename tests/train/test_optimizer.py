@@ -19,9 +19,10 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
-from tinyllama.train.setup import build_optimizers
+from tinyllama.train.muon import Muon
+from tinyllama.train.setup import build_optimizers, optimizer_step
 
-MUON: dict[str, object] = {"train.optimizer.name": "muon"}
+MUON: dict[str, object] = {"train.optimizer.name": "muon", "train.optimizer.embedding_learning_rate": 6e-3}
 STEPS = 20
 SHORT: dict[str, object] = {"train.tokens": STEPS * 384, "train.validate_every_steps": STEPS}
 
@@ -43,6 +44,34 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(small: Path) -> 
     assert sorted(assigned["Muon"] + assigned["AdamW"]) == sorted(names.values())
     assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
     assert {value for name, value in decay.items() if "norm" not in name} == {0.1}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_only_embedding_and_head_step_at_the_embedding_rate(small: Path, name: str, is_tied: bool) -> None:
+    fields = {"train.optimizer.name": name, "train.optimizer.embedding_learning_rate": 1.2e-2}
+    recipe = load_recipe(small, **fields, **{"model.tie_embeddings": is_tied})
+    model = Llama(recipe.model, 601)
+    optimizers = build_optimizers(model, recipe.train.optimizer)
+    optimizer_step(optimizers, recipe.train.optimizer.learning_rate / 2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    embeddings = {"embedding.weight"} | ({"head.weight"} if not is_tied else set())
+    assert rates == {name: pytest.approx(6e-3 if name in embeddings else 1.5e-3) for name in names.values()}
+
+
+def test_muon_treats_query_key_value_gate_and_up_as_separate_matrices(small: Path) -> None:
+    recipe = load_recipe(small, **MUON)
+    model = Llama(recipe.model, 601)
+    (muon, _) = build_optimizers(model, recipe.train.optimizer)
+    assert isinstance(muon, Muon)
+    block = model.blocks[0]
+    shape = recipe.model
+    heads = [count * shape.head_dim for count in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    assert muon.parts[block.get_parameter("attention.qkv.weight")] == heads
+    assert muon.parts[block.get_parameter("ffn.gate_up.weight")] == [shape.ffn_dim, shape.ffn_dim]
+    assert len(muon.parts) == 2 * shape.layers
 
 
 @pytest.fixture(scope="module")
@@ -151,4 +180,4 @@ def test_all_parameter_groups_step_at_the_logged_rate(
         handle.remove()
     assert [row["learning_rate"] for row in RunDir(run).metrics()] == pytest.approx(RATES[schedule])
     assert applied["Muon"] == [[pytest.approx(rate)] for rate in RATES[schedule]]
-    assert applied["AdamW"] == [[pytest.approx(rate)] * 2 for rate in RATES[schedule]]
+    assert applied["AdamW"] == [[pytest.approx(rate), pytest.approx(2 * rate)] for rate in RATES[schedule]]

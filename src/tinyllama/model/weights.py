@@ -39,11 +39,17 @@ def _names(config: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "head.weight", ("lm_head.weight",)
 
 
+def stacked_rows(name: str, config: Model) -> list[int]:
+    """Return the number of rows of each matrix that the parameter `name` stacks; empty if it stacks none."""
+    if name.endswith("attention.qkv.weight"):
+        return [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
+    return [config.ffn_dim] * 2 if name.endswith("ffn.gate_up.weight") else []
+
+
 def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
     """Yield a state dict's tensors by LlamaForCausalLM's names, as views where possible."""
-    heads = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
     for ours, theirs in _names(config):
-        rows = {1: [len(state[ours])], 2: [config.ffn_dim] * 2, 3: heads}[len(theirs)]
+        rows = stacked_rows(ours, config) or [len(state[ours])]
         yield from zip(theirs, state[ours].split(rows), strict=True)
 
 

@@ -55,6 +55,9 @@ class Optimizer(RecipeModel):
     size of AdamW's updates, and AdamW for the other parameters."""
     learning_rate: Positive
     """Peak learning rate."""
+    embedding_learning_rate: Positive | None = None
+    """Peak learning rate of the embedding and the output head, with the shape of the schedule; null means
+    `learning_rate`."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates of the running mean and the running mean square of gradients."""
     momentum: Fraction = 0.95
@@ -309,4 +312,7 @@ _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )
 # Without a value, these fields are omitted, so that checkpoints of versions without them still belong to the recipe.
-_LATER_FIELDS = re.compile(r"train\.document_mask$|model\.(head_dim|rope_scaling)$|data\.sources\.[^.]+\.min_tokens$")
+_LATER_FIELDS = re.compile(
+    r"train\.(document_mask|optimizer\.embedding_learning_rate)$|model\.(head_dim|rope_scaling)$"
+    r"|data\.sources\.[^.]+\.min_tokens$"
+)

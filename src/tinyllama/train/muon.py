@@ -3,11 +3,14 @@
 torch.optim.Muon computes 15 products per matrix, and the products of a sharded matrix need collectives. Here, each
 matrix moves to one owner rank and back, with two collectives per batch of matrices. The owner orthogonalizes matrices
 of equal shape together. Matrices move in bfloat16, which is the precision of torch.optim.Muon's products.
+
+The parts of a stacked matrix, such as query, key and value, are orthogonalized separately.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,11 +25,20 @@ class Muon(torch.optim.Muon):
     """torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, for tensors or for DTensors that are sharded by rows.
 
     Hyperparameters and state are those of torch.optim.Muon, and the updates are equal up to rounding. All DTensors have
-    the same mesh, [shard] or [replicate, shard]. Each replica orthogonalizes all matrices.
+    the same mesh, [shard] or [replicate, shard]. Each replica orthogonalizes all matrices. `parts` has the numbers of
+    rows of the matrices that a parameter stacks; they get the updates that they would get as separate parameters.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        parts: Mapping[nn.Parameter, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
         super().__init__(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        self.parts = parts
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -36,13 +48,14 @@ class Muon(torch.optim.Muon):
             group = _shard_group(matrices[0]) if matrices else None
             for batch in _batches(matrices, MUON_BATCH_ELEMENTS * (group.size() if group else 1)):
                 directions = [self._direction(matrix, settings["momentum"]) for matrix in batch]
+                rows = [self.parts.get(matrix, [len(matrix)]) for matrix in batch]
                 if group:
                     shapes = [matrix.shape for matrix in batch]
-                    directions = _orthogonalize_shards(directions, shapes, settings, group)
+                    directions = _orthogonalize_shards(directions, shapes, rows, settings, group)
                 else:
-                    directions = _orthogonalize(directions, settings)
-                for matrix, direction in zip(batch, directions, strict=True):
-                    rate = settings["lr"] * 0.2 * math.sqrt(max(matrix.shape))
+                    _orthogonalize(directions, rows, settings)
+                for matrix, own_rows, direction in zip(batch, rows, directions, strict=True):
+                    rate = settings["lr"] * 0.2 * math.sqrt(max(*own_rows, matrix.shape[1]))
                     _local(matrix).mul_(1 - settings["lr"] * settings["weight_decay"]).add_(direction, alpha=-rate)
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
@@ -96,9 +109,16 @@ def choose_owners(shapes: Iterable[Sequence[int]], ranks: int) -> list[int]:
 
 
 def _orthogonalize_shards(
-    shards: list[Tensor], shapes: list[torch.Size], settings: dict[str, Any], group: dist.ProcessGroup
+    shards: list[Tensor],
+    shapes: list[torch.Size],
+    rows: list[Sequence[int]],
+    settings: dict[str, Any],
+    group: dist.ProcessGroup,
 ) -> list[Tensor]:
-    """Orthogonalize matrices of these shapes; `shards` and the result are this rank's rows of the matrices."""
+    """Orthogonalize matrices of these shapes; `shards` and the result are this rank's rows of the matrices.
+
+    `rows` has the numbers of rows of each matrix's parts.
+    """
     ranks, owners = range(group.size()), choose_owners(shapes, group.size())
     by_owner = [[index for index, owner in enumerate(owners) if owner == rank] for rank in ranks]
     order = [index for indices in by_owner for index in indices]
@@ -112,10 +132,11 @@ def _orthogonalize_shards(
     theirs = ours.new_empty(sum(received))
     dist.all_to_all_single(theirs, ours, received, sent, group=group)
     parts = [rows.split(of_rank) for rows, of_rank in zip(theirs.split(received), sizes, strict=True)]
-    full = [torch.cat(rows).view(shape) for *rows, shape in zip(*parts, owned, strict=True)]
-    for number, result in enumerate(_orthogonalize(full, settings)):
-        rows = result.flatten().split([of_rank[number] for of_rank in sizes])
-        for part, row in zip(parts, rows, strict=True):
+    full = [torch.cat(own).view(shape) for *own, shape in zip(*parts, owned, strict=True)]
+    _orthogonalize(full, [rows[index] for index in by_owner[group.rank()]], settings)
+    for number, result in enumerate(full):
+        returned_parts = result.flatten().split([of_rank[number] for of_rank in sizes])
+        for part, row in zip(parts, returned_parts, strict=True):
             part[number].copy_(row)
     dist.all_to_all_single(ours, theirs, sent, received, group=group)
     returned = dict(zip(order, ours.split([shards[index].numel() for index in order]), strict=True))
@@ -128,10 +149,21 @@ def _num_rows(rows: int, rank: int, ranks: int) -> int:
     return max(0, min(chunk, rows - rank * chunk))
 
 
-def _orthogonalize(matrices: Iterable[Tensor], settings: dict[str, Any]) -> list[Tensor]:
-    """Orthogonalize bfloat16[R, C] matrices; adjacent matrices of equal shape share batched products."""
-    stacks = (torch.stack(list(equal)) for _, equal in groupby(matrices, key=lambda matrix: matrix.shape))
-    return [matrix for stack in stacks for matrix in newton_schulz(stack, settings)]
+def _orthogonalize(matrices: list[Tensor], rows: list[Sequence[int]], settings: dict[str, Any]) -> None:
+    """Orthogonalize the parts of bfloat16[R, C] matrices in place; parts of equal shape share batched products.
+
+    `rows` has the numbers of rows of each matrix's parts. A part is scaled relative to the largest part of its matrix,
+    so that the updates of all parts have the same root mean square.
+    """
+    parts = [
+        (part, math.sqrt(max(part.shape) / max(*own_rows, part.shape[1])))
+        for matrix, own_rows in zip(matrices, rows, strict=True)
+        for part in matrix.split(own_rows)
+    ]
+    for _, group in groupby(sorted(parts, key=lambda part: part[0].shape), key=lambda part: part[0].shape):
+        equal, scales = zip(*group, strict=True)
+        for part, scale, result in zip(equal, scales, newton_schulz(torch.stack(equal), settings), strict=True):
+            part.copy_(result).mul_(scale)
 
 
 def newton_schulz(matrices: Tensor, settings: dict[str, Any]) -> Tensor:

@@ -23,6 +23,7 @@ from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.flops import keeps_weights, num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
+from tinyllama.model.weights import stacked_rows
 from tinyllama.recipe import Model, Optimizer, Recipe, Train, differences
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
@@ -197,9 +198,10 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
 
     `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
     and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; train/muon.py) for the matrices of the
-    blocks, and AdamW for all other parameters. Muon treats each fused matrix (query, key and value; gate and up) as one
-    matrix. Muon's updates are scaled to the root mean square of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so
-    both optimizers use the same learning rate and weight decay.
+    blocks, and AdamW for all other parameters. Muon treats the parts of each stacked matrix (query, key and value; gate
+    and up) as separate matrices. Muon's updates are scaled to the root mean square of AdamW's updates (Liu et al. 2025,
+    arXiv:2502.16982), so both optimizers use the same learning rate and weight decay. `recipe.embedding_learning_rate`
+    replaces the rate of the embedding and the output head.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if recipe.name == "muon" else []
     ids_of_matrices = set(map(id, matrices))
@@ -208,17 +210,25 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
         {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in others if p.ndim == 1], "weight_decay": 0.0},
     ]
+    if recipe.embedding_learning_rate is not None:
+        ids_of_embeddings = {id(model.embedding.weight), id(model.head_weight)}
+        embeddings = [p for p in others if id(p) in ids_of_embeddings]
+        groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in ids_of_embeddings]
+        ratio = recipe.embedding_learning_rate / recipe.learning_rate
+        groups.append({"params": embeddings, "weight_decay": recipe.weight_decay, "lr_ratio": ratio})
+    groups = [group for group in groups if group["params"]]
     adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     if not matrices:
         return [adamw]
-    return [Muon(matrices, recipe.learning_rate, recipe.weight_decay, recipe.momentum), adamw]
+    parts = {p: rows for name, p in model.named_parameters() if (rows := stacked_rows(name, model.config))}
+    return [Muon(matrices, recipe.learning_rate, recipe.weight_decay, recipe.momentum, parts), adamw]
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
-    """Run one step of each optimizer with this learning rate."""
+    """Run one step of each optimizer with this learning rate, times the `lr_ratio` of groups that have one."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_ratio", 1.0)
         optimizer.step()
 
 
