@@ -73,11 +73,12 @@ def test_work_is_balanced_among_owners() -> None:
         assert max(flops) <= max(1.1 * sum(flops) / ranks, largest)
 
 
-def test_unsharded_matrices_and_state_dicts_are_those_of_torch_muon() -> None:
+@pytest.mark.parametrize("ns_steps", [5, 3])
+def test_unsharded_matrices_and_state_dicts_are_those_of_torch_muon(ns_steps: int) -> None:
     torch.manual_seed(1)
     start = [torch.randn(*shape) for shape in ((24, 16), (16, 40), (24, 16), (5, 16))]
     ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
-    hyperparameters: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    hyperparameters: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "ns_steps": ns_steps}
     muon, reference = (
         Muon(ours, **hyperparameters),
         torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **hyperparameters),

@@ -35,9 +35,10 @@ class Muon(torch.optim.Muon):
         lr: float,
         weight_decay: float,
         momentum: float,
+        ns_steps: int = 5,
         parts: Mapping[nn.Parameter, Sequence[int]] = MappingProxyType({}),
     ) -> None:
-        super().__init__(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        super().__init__(matrices, lr, weight_decay, momentum, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
         self.parts = parts
 
     @torch.no_grad()
