@@ -84,6 +84,7 @@ def train_litgpt(job: dict[str, Any]) -> None:
     arguments = TrainArgs(
         global_batch_size=job["batch_sequences"],
         max_tokens=job["steps"] * job["batch_sequences"] * job["sequence_length"],
+        max_seq_length=job["sequence_length"],
         max_norm=1.0,  # the default of `litgpt pretrain`
         tie_embeddings=job["tie_embeddings"],
         **job["arguments"],
@@ -111,7 +112,8 @@ def load_litgpt(job: dict[str, Any]) -> Loaded:
     model = GPT(litgpt_config(job))
     if job["tie_embeddings"]:
         model.transformer.wte.weight = model.lm_head.weight
-    model.load_state_dict(torch.load("out/final/lit_model.pth")["model"])
+    # not only weights: the checkpoint has the data loader too
+    model.load_state_dict(torch.load("out/final/lit_model.pth", weights_only=False)["model"])
     return model.eval(), model
 
 
@@ -147,7 +149,7 @@ def train_nanochat(job: dict[str, Any]) -> None:
         """Yield inputs and targets without end, because nanochat reads one micro-batch more than it uses."""
         while True:
             for batch in rows.split(size):
-                yield batch[:, :-1], batch[:, 1:], {"pq_idx": 0, "rg_idx": 0, "epoch": 1}
+                yield batch[:, :-1], batch[:, 1:].contiguous(), {"pq_idx": 0, "rg_idx": 0, "epoch": 1}
 
     def seeded_init(device_type: str) -> Any:
         """Replace nanochat's fixed seed."""
