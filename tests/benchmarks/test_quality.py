@@ -51,10 +51,11 @@ def test_run_of_computed_steps_ends_in_time(script, seconds, pause):
     pace = script["Pace"](fixed=40.0, step=0.75, pause=pause, pause_steps=100)
     steps = script["steps_within"](pace, seconds)
 
-    def seconds_of(steps: int) -> float:
-        return pace.fixed + steps * pace.step + math.ceil(steps / pace.pause_steps) * pace.pause
-
-    assert seconds_of(steps) <= seconds < seconds_of(steps + 1) + pace.pause
+    now, later = (
+        pace.fixed + count * pace.step + math.ceil(count / pace.pause_steps) * pace.pause
+        for count in (steps, steps + 1)
+    )
+    assert now <= seconds < later + pace.pause
 
 
 def test_too_few_minutes_are_refused_with_the_fewest(script):
@@ -120,3 +121,8 @@ def test_own_run_has_the_score_of_its_model_on_the_held_out_text(script, small, 
         if len(part := document[start : start + 65]) > 1
     )
     assert found["nats"] == pytest.approx(nats, rel=1e-4)
+
+    run = script["Trained"](1.5, model.num_parameters, 8 * 6 * 64, seconds / 60)
+    measure = script["as_measure"]({"tinyllama": [run]}, comparison)
+    assert (measure.section, measure.unit, measure.more_is_better) == ("quality", "bits/byte", False)
+    assert "3,072 tokens" in measure.programs["tinyllama"].found
