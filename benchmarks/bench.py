@@ -38,8 +38,11 @@ SECTIONS = {
     ),
     "evaluation": ("evaluation.py", "--precision", "bf16", "--items", "24"),
     "starting": ("starting.py",),
+    "quality": ("quality.py",),
 }
-THREADED = {"training", "evaluation", "starting"}
+ON_REQUEST = {"quality"}
+"""Sections that run only if --only names them: three rounds take more than two hours."""
+THREADED = {"training", "evaluation", "starting", "quality"}
 SECONDS = {
     "tokenization": (30, 115),
     "deduplication": (60, 90),
@@ -49,6 +52,7 @@ SECONDS = {
     "training": (0, 170),
     "evaluation": (70, 25),
     "starting": (70, 60),
+    "quality": (600, 2900),
 }
 """Estimated seconds of a section before its rounds, and per round, on two idle cores with all packages installed."""
 
@@ -59,7 +63,7 @@ def main() -> None:
     if arguments.page:
         write_page(read_results(arguments.page), arguments.into or arguments.page.parent)
         return
-    sections = arguments.only or list(SECTIONS)
+    sections = arguments.only or [name for name in SECTIONS if name not in ON_REQUEST]
     seconds = sum(SECONDS[name][0] + SECONDS[name][1] * arguments.rounds for name in sections)
     print(f"{', '.join(sections)}: about {seconds / 60:.0f} minutes on two idle cores, after the installation of peers")
     into = arguments.into or (arguments.work / "look" if arguments.only else DOCS)

@@ -23,6 +23,7 @@ TITLES = {
     "training": "Training",
     "evaluation": "Evaluation",
     "starting": "Start-up",
+    "quality": "Quality after equal minutes",
 }
 
 

@@ -17,6 +17,7 @@ QUESTIONS = {
     ("training", "tokens/s"): "How fast is training?",
     ("training", "%"): "How close is training to the fastest matrix product?",
     ("training", "GB"): "How much memory does training need?",
+    ("quality", "bits/byte"): "How good is a model after equal minutes?",
     ("evaluation", "s"): "How long does an evaluation take?",
     ("starting", "s"): "How long does a start take?",
     ("tokenization", "MB/s"): "How fast does text become tokens?",

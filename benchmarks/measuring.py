@@ -132,7 +132,7 @@ def ratios(measure: Measure, peer: str) -> list[float]:
 def comparison(measure: Measure, peer: str, form: str | None = None) -> str:
     """Format the ratios of tinyllama to a peer with the adjective of the measure's unit."""
     factor = spread(ratios(measure, peer), form)
-    if measure.unit == "GB":
+    if measure.unit in ("GB", "bits/byte"):
         return f"smaller by a factor of {factor}"
     return f"{factor} times as {'high' if measure.unit == '%' else 'fast'}"
 

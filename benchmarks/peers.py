@@ -1,8 +1,8 @@
 """Versions of the peers in the benchmarks, and a virtual environment per peer, created once under --work.
 
-Each environment is WORK/peers/NAME, with the torch of the current environment. litdata uses all dependencies of the
-current environment, so that litdata and tinyllama use the same versions of libraries. Versions are fixed, so that the
-results can be reproduced. To use a newer version, change this file.
+Each environment is WORK/peers/NAME, with the torch of the current environment. litdata and nanochat use all
+dependencies of the current environment, so that they and tinyllama use the same versions of libraries. Versions are
+fixed, so that the results can be reproduced. To use a newer version, change this file.
 """
 
 import subprocess
@@ -26,8 +26,11 @@ PEERS = {
         "tokenizers==0.23.3",
         *("text-dedup==0.4.0", "rensa==0.5.0", "marin-dupekit==0.1.1"),
     ),
+    "nanochat": ("rustbpe==0.1.0", "tiktoken==0.14.0"),
 }
-BORROWING = {"litdata"}
+SOURCES = {"nanochat": ("https://github.com/karpathy/nanochat", "92d63d4e8bb4df75c3b71618f31ddde2378b2bcd")}
+"""Repository and commit of the peers that are not a package."""
+BORROWING = {"litdata", "nanochat"}
 """Peers installed without their dependencies, which the current environment contains."""
 WITHOUT_TORCH = {"deduplication"}
 
@@ -37,7 +40,7 @@ def make_peer(work: Path, name: str) -> Path:
     folder = work / "peers" / name
     python, ready = folder / "bin" / "python", folder / "ready"
     torch = f"torch=={version('torch').partition('+')[0]}"
-    wanted = "\n".join((torch, *PEERS[name]))
+    wanted = "\n".join((torch, *PEERS[name], *SOURCES.get(name, ())))
     if not ready.is_file() or ready.read_text() != wanted:
         print(f"installing {name} into {folder}", file=sys.stderr, flush=True)
         venv.create(folder, with_pip=True, clear=True)
@@ -49,8 +52,17 @@ def make_peer(work: Path, name: str) -> Path:
             constraints.write_text(f"{torch}\n")
             required = PEERS[name] if name in WITHOUT_TORCH else (torch, *PEERS[name])
             pip(python, "install", "-c", constraints, *required)
+        if name in SOURCES:
+            clone(*SOURCES[name], folder / "source")
+            (packages_of(python) / "source.pth").write_text(str(folder / "source"))
         ready.write_text(wanted)
     return python
+
+
+def clone(repository: str, commit: str, folder: Path) -> None:
+    """Write the files of a commit to a folder."""
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", repository, folder], check=True)
+    subprocess.run(["git", "-C", folder, "checkout", "--quiet", "--detach", commit], check=True)
 
 
 def packages_of(python: Path) -> Path:
@@ -66,6 +78,8 @@ def pip(python: str | Path, *arguments: str | Path) -> None:
 
 @cache
 def version_of(python: str | Path, package: str) -> str:
-    """Return a package's version in the Python that runs it."""
+    """Return a package's version in the Python that runs it, or the commit of a peer that is not a package."""
+    if package in SOURCES:
+        return f"commit {SOURCES[package][1][:7]}"
     command = [python, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

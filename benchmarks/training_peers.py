@@ -90,21 +90,8 @@ def load_rows(path: str) -> torch.Tensor:
 
 def run_transformers(job: dict[str, Any]) -> None:
     """Train a LlamaForCausalLM with the Trainer."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+    from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-    config = LlamaConfig(
-        vocab_size=job["vocab_size"],
-        hidden_size=job["dim"],
-        intermediate_size=job["ffn_dim"],
-        num_hidden_layers=job["layers"],
-        num_attention_heads=job["heads"],
-        num_key_value_heads=job["kv_heads"],
-        max_position_embeddings=job["context_length"],
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        use_cache=False,
-        attn_implementation=job.get("attention", "sdpa"),
-    )
     arguments = TrainingArguments(
         output_dir="out",
         max_steps=job["steps"],
@@ -125,18 +112,36 @@ def run_transformers(job: dict[str, Any]) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(transformers_config(job))
     if job["precision"] == "bf16-true":
         model.to(torch.bfloat16)
-    data = InOrder([{"input_ids": row[:-1], "labels": row[:-1]} for row in load_rows(job["rows"])])
-    Trainer(model, arguments, train_dataset=data).train()
+    Trainer(model, arguments, train_dataset=InOrder(load_rows(job["rows"]))).train()
+
+
+def transformers_config(job: dict[str, Any]) -> Any:
+    """Return the LlamaConfig of the job's shape."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=job["vocab_size"],
+        hidden_size=job["dim"],
+        intermediate_size=job["ffn_dim"],
+        num_hidden_layers=job["layers"],
+        num_attention_heads=job["heads"],
+        num_key_value_heads=job["kv_heads"],
+        max_position_embeddings=job["context_length"],
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=job["tie_embeddings"],
+        use_cache=False,
+        attn_implementation=job.get("attention", "sdpa"),
+    )
 
 
 class InOrder(IterableDataset[Any]):
-    """Dataset that yields rows in order, since a Trainer would shuffle them."""
+    """Dataset for a Trainer that yields rows in order, since a Trainer would shuffle them."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = [{"input_ids": row[:-1], "labels": row[:-1]} for row in rows]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.rows)
@@ -145,37 +150,8 @@ class InOrder(IterableDataset[Any]):
 def run_litgpt(job: dict[str, Any]) -> None:
     """Train with the function of `litgpt pretrain`, with a data module over the rows."""
     from litgpt.args import EvalArgs, TrainArgs
-    from litgpt.config import Config
-    from litgpt.data import DataModule
     from litgpt.pretrain import setup
 
-    class Rows(DataModule):  # type: ignore[misc]
-        def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
-            self.rows: Any = list(load_rows(job["rows"]))
-
-        def train_dataloader(self) -> Any:
-            return DataLoader(self.rows, job["batch_sequences"])
-
-        def val_dataloader(self) -> Any:
-            return DataLoader(self.rows[: job["batch_sequences"]], job["batch_sequences"])
-
-    config = Config(
-        name="small",
-        block_size=job["context_length"],
-        vocab_size=job["vocab_size"],
-        padded_vocab_size=job["vocab_size"],
-        n_layer=job["layers"],
-        n_head=job["heads"],
-        n_query_groups=job["kv_heads"],
-        n_embd=job["dim"],
-        intermediate_size=job["ffn_dim"],
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        norm_eps=1e-5,
-        mlp_class_name="LLaMAMLP",
-    )
     arguments = TrainArgs(
         save_interval=None,
         global_batch_size=job["batch_sequences"],
@@ -194,16 +170,57 @@ def run_litgpt(job: dict[str, Any]) -> None:
     torch.set_float32_matmul_precision("high")  # as in litgpt's command line
     setup(
         "small",
-        config,
+        litgpt_config(job),
         Path("out"),
         job["precision"],
-        data=Rows(),
+        data=litgpt_data(job),
         train=arguments,
         eval=EvalArgs(interval=10**9),
         optimizer=optimizer,
         devices=1,
         logger_name="csv",
     )
+
+
+def litgpt_config(job: dict[str, Any]) -> Any:
+    """Return litgpt's Config of the job's shape."""
+    from litgpt.config import Config
+
+    return Config(
+        name="small",
+        block_size=job["context_length"],
+        vocab_size=job["vocab_size"],
+        padded_vocab_size=job["vocab_size"],
+        n_layer=job["layers"],
+        n_head=job["heads"],
+        n_query_groups=job["kv_heads"],
+        n_embd=job["dim"],
+        intermediate_size=job["ffn_dim"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=1e-5,
+        mlp_class_name="LLaMAMLP",
+    )
+
+
+def litgpt_data(job: dict[str, Any]) -> Any:
+    """Return a data module of litgpt that yields the rows in order; validation reads the first micro-batch."""
+    from litgpt.data import DataModule
+
+    class Rows(DataModule):  # type: ignore[misc]
+        def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+            self.rows: Any = list(load_rows(job["rows"]))
+            self.batch_size = batch_size
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(self.rows, self.batch_size)
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(self.rows[: self.batch_size], self.batch_size)
+
+    return Rows()
 
 
 class FusedAdamW(torch.optim.AdamW):

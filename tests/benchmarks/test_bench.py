@@ -142,3 +142,13 @@ def test_every_script_has_help(monkeypatch, capsys, script):
         run(monkeypatch, script, "--help")
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_every_section_has_a_title_and_a_panel(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bench, page, plot = (
+        runpy.run_path(str(BENCHMARKS / f"{name}.py")) for name in ("bench", "bench_page", "bench_plot")
+    )
+    sections = bench["SECTIONS"].keys()
+    assert page["TITLES"].keys() == bench["SECONDS"].keys() == {section for section, _ in plot["QUESTIONS"]} == sections
+    assert bench["THREADED"] | bench["ON_REQUEST"] <= sections
