@@ -17,7 +17,7 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 	tests/train/test_checkpoint.py tests/train/test_exactness.py tests/train/test_muon.py tests/train/test_optimizer.py \
 	tests/train/test_micro_batches.py tests/train/test_loss_scale.py tests/train/test_distributed.py
 
-.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-quality bench-1b bench-optimizers bench-averaging bench-context bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-llama3 check-gpu gpu-bundle check-lowest check-long check-clusters soak lock install-locked fuzz clean
+.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-quality bench-1b bench-ablation bench-averaging bench-context bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-llama3 check-gpu gpu-bundle check-lowest check-long check-clusters soak lock install-locked fuzz clean
 
 # All stages, from raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -66,9 +66,9 @@ bench-quality: .venv/installed-dev
 bench-1b: .venv/installed-dev
 	$(BIN)/python benchmarks/training_1b.py
 
-# Compares optimizers at equal numbers of tokens.
-bench-optimizers: .venv/installed-dev
-	$(BIN)/python benchmarks/optimizers.py
+# Trains the demo with one setting of its recipe changed at a time, over three seeds.
+bench-ablation: .venv/installed-dev
+	$(BIN)/python benchmarks/ablation.py
 
 # Compares the mean of the last checkpoints with a cool-down.
 bench-averaging: .venv/installed-dev

@@ -4,7 +4,7 @@
 
 Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
 checkpoint every 25 steps, and the script scores averages of these checkpoints. The other run cools down over its last
-40 % of steps, like the demo. The default folder is the same as in benchmarks/optimizers.py. Interrupted runs resume.
+40 % of steps, like the demo. The default folder is that of benchmarks/ablation.py. Interrupted runs resume.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from optimizers import make_data, tinyllama
+from ablation import flags, make_data, tinyllama
 
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World
@@ -32,7 +32,7 @@ AVERAGES = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (8, 0.8), (8, 0.5))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=375, help="steps of each run (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/optimizers")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen = parser.parse_args()
     make_data(chosen.folder)
     demo = Recipe.load("demo")
@@ -50,18 +50,14 @@ def main() -> None:
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
     """Train the demo's recipe for `steps` steps on the folder's data, with changed fields; return the run's folder."""
-    flags: dict[str, object] = {
+    changes: dict[str, object] = {
         "name": name,
-        "tokenizer": "tokenizer",
-        "data.store": "store",
-        "data.sources.slimpajama.path": "corpus/slimpajama",
-        "data.sources.starcoderdata.path": "corpus/starcoderdata",
         "train.tokens": steps * Recipe.load("demo").train.batch_tokens,
         "checkpoint.every_steps": EVERY,
         "checkpoint.keep": max(count for count, _ in AVERAGES),
         **fields,
     }
-    tinyllama(folder, "train", "demo", *(word for key, value in flags.items() for word in (f"--{key}", str(value))))
+    tinyllama(folder, "train", "demo", *flags(changes))
     return folder / "runs" / name
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ablation import make_data
 from measuring import spread
-from optimizers import make_data
 
 from tinyllama import hardware
 from tinyllama.data.batches import Batch, batches
@@ -37,7 +37,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3, help="rounds per shape (default: %(default)s)")
     arguments.add_argument("--steps", type=int, default=8, help="steps with and without mask per round (default: 8)")
     arguments.add_argument("--threads", type=int, default=hardware.available_cpu_count(), help="(default: all cores)")
-    arguments.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/optimizers")
+    arguments.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen = arguments.parse_args()
     hardware.tune_malloc()
     torch.set_num_threads(chosen.threads)
@@ -68,8 +68,9 @@ def recipe_of_shape(folder: Path, sequences: int, length: int, steps: int) -> Re
     fields |= {"model.context_length": length, "train.sequence_length": length, "train.document_mask": True}
     fields |= {"train.batch_sequences": sequences, "train.micro_batch_sequences": sequences}
     fields |= {"train.tokens": steps * sequences * length, "train.validation_sequences": 1}
-    fields |= {"tokenizer": str(folder / "tokenizer"), "data.store": str(folder / "store")}
-    return Recipe.load(folder / "recipe.yaml", fields)
+    demo = folder / "runs/demo"
+    fields |= {"tokenizer": str(demo / "tokenizer"), "data.store": str(demo / "store")}
+    return Recipe.load("demo", fields)
 
 
 def time_round(state: TrainState, streams: dict[str, Iterator[Batch]], steps: int) -> dict[str, float]:

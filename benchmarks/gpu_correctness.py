@@ -262,7 +262,7 @@ def trained_weights(
     precision: torch.dtype = torch.float32,
     micro_batches: int = 1,
 ) -> dict[str, Tensor]:
-    """Return the weights after three steps on random batches, on the CPU; without a mesh, use torch.optim.Muon.
+    """Return the weights after three steps on random batches, on the CPU; without a mesh, the model is not sharded.
 
     Steps of several micro-batches keep their weights. A forward pass without gradients follows each step, as in
     validation.
@@ -279,8 +279,6 @@ def trained_weights(
     model.to_empty(device=world.device)
     initialize(model, 1)
     optimizers = build_optimizers(model, Optimizer(name=optimizer, learning_rate=1e-3))
-    if optimizer == "muon" and not mesh:
-        optimizers[0] = torch.optim.Muon(optimizers[0].param_groups)
     random = torch.Generator().manual_seed(2)
     for _ in range(3):
         for number in range(1, micro_batches + 1):

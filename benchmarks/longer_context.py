@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from optimizers import tinyllama
+from ablation import make_data, tinyllama
 from torch import Tensor
 
 from tinyllama.data.store import TokenStore
@@ -62,9 +62,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="default: %(default)s")
     parser.add_argument("--one-base", action="store_true", help="train the demo only with the first seed")
     parser.add_argument("--name", default="long", help="beginning of the names of the extended runs")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/longer-context")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen, fields = parser.parse_known_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
     make_data(chosen.folder)
     rows = read_rows(chosen.folder)
     print(f"{len(rows.ids):,} rows of {int(rows.documents.max()) + 1} documents, {rows.lengths.sum():,} targets")
@@ -84,15 +83,6 @@ def main() -> None:
     for part in PARTS:
         changes = [100 * (float(found[part]) - 1) for found in ratios]
         print(f"{part}: {statistics.mean(changes):+.2f} % (seeds: {', '.join(f'{change:+.2f}' for change in changes)})")
-
-
-def make_data(folder: Path) -> None:
-    """Write the demo's corpus, tokenizer and store, unless they exist."""
-    if not (folder / "runs/demo/corpus").is_dir():
-        tinyllama(folder, "corpus", "runs/demo/corpus")
-    if not (folder / "runs/demo/tokenizer/tokenizer.json").is_file():
-        tinyllama(folder, "tokenizer", "train", "demo")
-    tinyllama(folder, "prepare", "demo")
 
 
 def train_base(folder: Path, seed: int) -> Path:

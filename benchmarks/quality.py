@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from longer_context import make_data
+from ablation import make_data
 from measuring import OURS, Measure, number, options, spread, take_turns, write_measures
 from measuring import Program as Recorded
 from peers import PEERS, make_peer, version_of
