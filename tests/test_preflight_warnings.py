@@ -22,7 +22,13 @@ def warned_places(small: Path, ranks: int | None = None, **fields: Any) -> list[
 
 def test_bundled_recipes_have_no_warnings(small: Path) -> None:
     assert warned_places(small, ranks=3) == []
-    for name, ranks in (("demo", 1), ("tinyllama-120m", 8), ("tinyllama-1.1b", 16), ("llama3-1b", 16)):
+    for name, ranks in (
+        ("demo", 1),
+        ("tinyllama-120m", 8),
+        ("tinyllama-1.1b", 16),
+        ("tinyllama-1.1b-modern", 16),
+        ("llama3-1b", 16),
+    ):
         assert recipe_warnings(Recipe.load(name), ranks) == []
 
 
