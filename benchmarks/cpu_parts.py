@@ -93,9 +93,10 @@ def head(shape: Shape) -> Iterator[tuple[str, Variants]]:
 
 
 def softmax(shape: Shape) -> Iterator[tuple[str, Variants]]:
-    """Yield variants of the loss and its gradient for 256 tokens, in parts of different sizes."""
-    logits = bf16(256, shape.vocab_size)
-    targets = torch.randint(shape.vocab_size, (256,))
+    """Yield variants of the loss and its gradient for about 2^23 logits, in parts of different sizes."""
+    tokens = 2**23 // shape.vocab_size // 256 * 256
+    logits = bf16(tokens, shape.vocab_size)
+    targets = torch.randint(shape.vocab_size, (tokens,))
     compiled = torch.compile(pointwise_loss_and_gradient_inplace, dynamic=False)
 
     def in_parts(function: Callable[[Tensor, Tensor, float], Tensor], exponent: int) -> None:
@@ -107,7 +108,7 @@ def softmax(shape: Shape) -> Iterator[tuple[str, Variants]]:
     variants: Variants = {f"2^{size} logits": (partial(in_parts, ours, size), 0) for size in (18, 19, 20, 21)}
     variants["max with indices"] = (partial(in_parts, loss_with_indices_inplace, 20), 0)
     variants["compiled"] = (lambda: compiled(logits.clone(), targets, 0.0), 0)
-    yield "softmax, 256 tokens", variants
+    yield f"softmax, {tokens} tokens", variants
 
 
 def loss_with_indices_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
@@ -124,29 +125,29 @@ def loss_with_indices_inplace(logits: Tensor, targets: Tensor, z_loss: float) ->
 
 def attend(shape: Shape) -> Iterator[tuple[str, Variants]]:
     """Yield a layer's attention, forward and backward, for blocks of different sizes."""
-    width = shape.dim // shape.heads
+    width, time_steps = shape.dim // shape.heads, shape.sequence_length
+    heads = (shape.heads, shape.kv_heads, shape.kv_heads)
+    inputs = [bf16(shape.sequences, count, time_steps, width).requires_grad_() for count in heads]
 
     def run(block: int) -> None:
         attention.ATTENTION_BLOCK = flops.ATTENTION_BLOCK = block
         attention._causal_mask.cache_clear()
-        sizes = [
-            (shape.sequences, heads, shape.sequence_length, width) for heads in (shape.heads, *2 * [shape.kv_heads])
-        ]
-        attention.causal_attention(*(bf16(*size).requires_grad_() for size in sizes)).sum().backward()
+        output = attention.causal_attention(*inputs)
+        torch.autograd.grad(output, inputs, output.detach())
 
     yield "attention", {f"blocks of {block}": (partial(run, block), 0) for block in (64, 128, 256)}
 
 
 def update(shape: Shape) -> Iterator[tuple[str, Variants]]:
-    """Yield an optimizer step of all blocks and the head: clipping of a small or large gradient, AdamW, Muon."""
+    """Yield an optimizer step of all blocks and the head: clipping, AdamW, Muon."""
     sizes = [*shape.matrices().values()] * shape.layers + [(shape.vocab_size, shape.dim)]
     model = nn.ParameterList(nn.Parameter(torch.randn(size)) for size in sizes)
     for parameter in model:
         parameter.grad = torch.randn(parameter.shape) * 1e-6
     adamw = torch.optim.AdamW(model.parameters(), fused=True)
     variants: Variants = {
-        "clipping, small norm": (partial(clip_grad_norm, model, 1.0), 0),
-        "clipping, large norm": (partial(nn.utils.clip_grad_norm_, model.parameters(), 1.0), 0),
+        "clipping, norm below 1": (partial(clip_grad_norm, model, 1.0), 0),
+        "clipping, torch's": (partial(nn.utils.clip_grad_norm_, list(model), 1.0), 0),
         "AdamW": (adamw.step, 0),
     }
     for name, (rows, columns) in shape.matrices().items():

@@ -90,7 +90,7 @@ def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()
     # The highest probability never underflows, so the logarithm of the softmax's denominator follows from it.
-    if logits.is_cpu:  # a CPU's softmax needs a float32 copy anyway, and its `max` with indices takes as long
+    if logits.is_cpu:  # where `max` with indices would take as long as the softmax
         wide = logits.float()
         highest = wide.amax(-1, keepdim=True)
         probabilities = torch.softmax(wide, -1, out=wide)
