@@ -19,7 +19,7 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
-from tinyllama.train.setup import build_optimizers
+from tinyllama.train.setup import build_optimizers, clip_grad_norm
 
 MUON: dict[str, object] = {"train.optimizer.name": "muon"}
 STEPS = 20
@@ -43,6 +43,20 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(small: Path) -> 
     assert sorted(assigned["Muon"] + assigned["AdamW"]) == sorted(names.values())
     assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
     assert {value for name, value in decay.items() if "norm" not in name} == {0.1}
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_clipping_is_torchs_for_norms_below_and_above_the_threshold(scale: float) -> None:
+    model, reference = (torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2, bias=False)) for _ in "ab")
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        one.grad = scale * torch.randn(one.shape)
+        other.grad = one.grad.clone()
+    norm = clip_grad_norm(model, 1.0)
+    assert norm == torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    assert (norm > 1) == (scale > 1)
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad)
 
 
 @pytest.fixture(scope="module")
