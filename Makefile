@@ -52,9 +52,10 @@ check: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench.py
 
-# Compares training with other programs, and two ranks with one process.
+# Compares training with other programs, also next to another busy process, and two ranks with one process.
 bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --busy
 	$(BIN)/python benchmarks/training.py --ranks
 
 # Trains the 1.1B model of the model card on this machine's CPU.
