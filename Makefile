@@ -52,9 +52,10 @@ check: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench.py
 
-# Compares training with other programs, and two ranks with one process.
+# Compares training with other programs, also next to another busy process, and two ranks with one process.
 bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --busy
 	$(BIN)/python benchmarks/training.py --ranks
 
 # Compares models of tinyllama and other programs after six minutes of training each, by bits per byte of held-out text.

@@ -93,7 +93,7 @@ def pointwise_loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss:
     is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     target_logits = logits.gather(-1, targets[:, None]).float()
     logits.copy_((values - log_z).exp() * (1 + 2 * z_loss * log_z) - is_target.float())
-    return (log_z - target_logits).sum()
+    return (log_z - target_logits).squeeze(1)
 
 
 def torch_loss(options: dict[str, Any]) -> Loss | None:

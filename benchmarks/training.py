@@ -7,6 +7,7 @@ bf16 2048^3 matrix product between its steps, and its MFU is relative to the fas
 under --work.
 
     python benchmarks/training.py
+    python benchmarks/training.py --busy        # with another busy process on the machine
     python benchmarks/training.py --ranks       # two ranks with one thread each, and one process with two threads
 """
 
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +25,7 @@ from typing import NamedTuple
 from measuring import OURS, Measure, options, take_turns, write_measures
 from measuring import Program as Recorded
 from peers import PEERS, make_peer, version_of
-from training_setup import Work, environment, make_work, peer_job, run_logged, small_recipe, write_recipe
+from training_setup import Work, busy_process, environment, make_work, peer_job, run_logged, small_recipe, write_recipe
 
 from tinyllama.hardware import available_cpu_count
 
@@ -98,6 +100,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threads", type=int, default=available_cpu_count(), help="threads of each program (default: %(default)s)"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"{OURS}, a peer, or one of its settings: {NAMES}")
+    parser.add_argument("--busy", action="store_true", help="run another busy process next to each program")
     parser.add_argument("--ranks", action="store_true", help="compare two ranks with one process, for tinyllama only")
     return parser.parse_args()
 
@@ -140,7 +143,8 @@ def train_peer(work: Work, arguments: argparse.Namespace, peer: str, settings: M
 def run(program: Program, arguments: argparse.Namespace) -> Measured:
     """Run one turn of a program."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-training-") as folder:
-        program(Path(folder))
+        with busy_process() if arguments.busy else nullcontext():
+            program(Path(folder))
         return measured(Path(folder), arguments.steps, arguments.warmup)
 
 
@@ -174,7 +178,8 @@ def as_measures(
     """Return the measures of speed, fraction of the machine's peak, and memory."""
     how = (
         "All programs train a Llama of 55M parameters on the same rows, 8 x 512 tokens per step, with "
-        f"{arguments.threads} threads and the same settings of torch and glibc. The value is the median of steps "
+        f"{arguments.threads} threads and the same settings of torch and glibc"
+        f"{', next to another busy process' if arguments.busy else ''}. The value is the median of steps "
         f"{arguments.warmup + 1} to {arguments.steps} of each turn."
     )
     columns = {

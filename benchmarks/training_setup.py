@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,14 +132,29 @@ def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapp
 
 
 def environment(work: Work, threads: int) -> dict[str, str]:
-    """Return the environment of all programs: threads, allocator settings, offline mode of the hub, compile cache."""
+    """Return the environment of all programs: threads, allocator settings, offline mode of the hub, compile cache.
+
+    OMP_WAIT_POLICY is removed, because an import of tinyllama sets it for the process of the benchmark.
+    """
     fixed = {
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(work.folder / "inductor"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return {**os.environ, **KEEP_MEMORY, **fixed}
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    return {**inherited, **KEEP_MEMORY, **fixed}
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Run a process during the block that always computes, in one thread."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def run_logged(command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]) -> None:

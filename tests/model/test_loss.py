@@ -40,6 +40,26 @@ def test_loss_and_gradients_are_those_of_torch_for_every_chunk_size(
     assert relative_error(token_nats, F.cross_entropy(logits, targets, reduction="none").detach()) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_parts_of_the_softmax_change_neither_loss_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    hidden = (8 * torch.randn(TOKENS, DIM, generator=random)).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, DIM, generator=random).requires_grad_()
+    targets = torch.randint(VOCAB, (TOKENS,), generator=random)
+
+    def results(part_tokens: int) -> list[Tensor]:
+        monkeypatch.setattr(loss, "CPU_SOFTMAX_CHUNK", part_tokens * VOCAB)
+        nats = loss.linear_cross_entropy(hidden, weight, targets, Z_LOSS)
+        return [nats, *torch.autograd.grad(nats, (hidden, weight))]
+
+    expected = results(TOKENS)
+    for part_tokens in (1, 7):
+        for found, reference in zip(results(part_tokens), expected, strict=True):
+            torch.testing.assert_close(found, reference, rtol=0, atol=0)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 

@@ -20,7 +20,7 @@ from tinyllama.recipe import Model
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 from tinyllama.train.muon import Muon
-from tinyllama.train.setup import build_optimizers, optimizer_step
+from tinyllama.train.setup import build_optimizers, clip_grad_norm, optimizer_step
 
 MUON: dict[str, object] = {"train.optimizer.name": "muon", "train.optimizer.embedding_learning_rate": 6e-3}
 STEPS = 20
@@ -73,6 +73,20 @@ def test_muon_gets_the_parts_of_stacked_matrices_and_the_number_of_iterations(sm
     assert muon.parts[block.get_parameter("ffn.gate_up.weight")] == [shape.ffn_dim, shape.ffn_dim]
     assert len(muon.parts) == 2 * shape.layers
     assert [group["ns_steps"] for group in muon.param_groups] == [3]
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_clipping_is_torchs_for_norms_below_and_above_the_threshold(scale: float) -> None:
+    model, reference = (torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2, bias=False)) for _ in "ab")
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        one.grad = scale * torch.randn(one.shape)
+        other.grad = one.grad.clone()
+    norm = clip_grad_norm(model, 1.0)
+    assert norm == torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+    assert (norm > 1) == (scale > 1)
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad)
 
 
 @pytest.fixture(scope="module")

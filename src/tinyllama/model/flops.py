@@ -8,7 +8,7 @@ LOGITS_CHUNK = 2**25
 """Maximum number of logits in memory at a time on a CPU; smaller chunks make matrix products slower."""
 GPU_LOGITS_CHUNK = 2**27
 """Maximum number of logits in memory at a time on a GPU. Each chunk reads and writes the head's float32 gradient."""
-CPU_SOFTMAX_CHUNK = 2**21
+CPU_SOFTMAX_CHUNK = 2**20
 """Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
 MUON_BATCH_ELEMENTS = 2**26
 """Maximum number of elements per rank that Muon orthogonalizes together; larger batches need more temporary memory."""

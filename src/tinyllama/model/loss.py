@@ -54,9 +54,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_nats: Tensor | None,
     ) -> Tensor:
         matrix = weight.to(hidden.dtype) if cast_weight is None else cast_weight
-        nats = hidden.new_zeros((), dtype=torch.float32)
+        if token_nats is None:
+            token_nats = hidden.new_empty(len(hidden), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
+        weight_gradient = hidden.new_empty(0)
         is_cpu = hidden.device.type == "cpu"
         tokens = loss_chunk_tokens(len(weight), is_cpu)
         if hidden.dtype == torch.float16:
@@ -65,19 +66,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
-            parts = zip(logits.split(softmax_tokens), targets[chunk].split(softmax_tokens), strict=True)
-            for number, (part, part_targets) in enumerate(parts):
-                part_nats = _loss_and_gradient_inplace(part, part_targets, z_loss)
-                nats += part_nats.sum()
-                if token_nats is not None:
-                    first = start + number * softmax_tokens
-                    token_nats[first : first + len(part)] = part_nats
+            parts = (tensor.split(softmax_tokens) for tensor in (logits, targets[chunk], token_nats[chunk]))
+            for part, part_targets, part_nats in zip(*parts, strict=True):
+                part_nats.copy_(_loss_and_gradient_inplace(part, part_targets, z_loss))
             if with_gradient:
                 torch.mm(logits, matrix, out=hidden_gradient[chunk])
-                weight_gradient += logits.T @ hidden[chunk]
+                product = logits.T @ hidden[chunk]
+                weight_gradient = weight_gradient.add_(product) if start else product.float()
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.weight_dtype = weight.dtype
-        return nats
+        return token_nats.sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,9 +89,17 @@ def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -
     """Replace logits[N, V] by their gradient and return the nats of each token, float32[N]."""
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()
-    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-    highest, token = logits.max(-1, keepdim=True)  # bf16 logits are half as large as float32 probabilities
-    log_z = highest.float() - probabilities.gather(-1, token).log()  # the highest probability never underflows
+    # The highest probability never underflows, so the logarithm of the softmax's denominator follows from it.
+    if logits.is_cpu:  # where `max` with indices would take as long as the softmax
+        wide = logits.float()
+        highest = wide.amax(-1, keepdim=True)
+        probabilities = torch.softmax(wide, -1, out=wide)
+        highest_probability = probabilities.amax(-1, keepdim=True)
+    else:
+        probabilities = torch.softmax(logits, -1, dtype=torch.float32)
+        highest, token = logits.max(-1, keepdim=True)  # bf16 logits are half as large as float32 probabilities
+        highest_probability = probabilities.gather(-1, token)
+    log_z = highest.float() - highest_probability.log()
     if z_loss:
         probabilities *= 1 + 2 * z_loss * log_z
     probabilities.scatter_add_(-1, targets, probabilities.new_full(targets.shape, -1.0))

@@ -243,8 +243,12 @@ def clip_grad_norm(model: nn.Module, max_norm: float, loss_scale: float = 1.0) -
         torch._foreach_mul_(gradients, 1 / loss_scale)
     # By default, torch launches one kernel per tensor for DTensors.
     is_on_gpu = bool(gradients) and gradients[0].device.type == "cuda"
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm, foreach=True if is_on_gpu else None)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    foreach = True if is_on_gpu else None
+    norm = nn.utils.get_total_norm(gradients, foreach=foreach)
+    global_norm: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if is_on_gpu or global_norm > max_norm:  # the comparison would make the CPU wait for a GPU
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach)
+    return global_norm
 
 
 def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLlama | None:
