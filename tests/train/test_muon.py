@@ -121,9 +121,28 @@ def test_parts_of_stacked_matrices_change_as_separate_matrices_of_torch_muon() -
         assert (found - expected).norm() < 0.01 * (expected - first).norm()
 
 
-def test_matrix_without_gradient_and_zero_gradient() -> None:
+def test_normalized_rows_are_those_of_torchs_update_scaled_to_equal_norms() -> None:
+    torch.manual_seed(1)
+    shapes = [(24, 16), (16, 40), (24, 16)]
+    gradients = [torch.randn(*shape) * torch.rand(shape[0], 1) for shape in shapes]
+    weights = [[nn.Parameter(torch.zeros(*shape)) for shape in shapes] for _ in range(2)]
+    for own in weights:
+        for weight, gradient in zip(own, gradients, strict=True):
+            weight.grad = gradient.clone()
+    hyperparameters: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.0, "momentum": 0.9}
+    Muon(weights[0], **hyperparameters, normalizes_rows=True).step()
+    torch.optim.Muon(weights[1], adjust_lr_fn="match_rms_adamw", **hyperparameters).step()
+    for found, update in zip(*weights, strict=True):
+        norms = update.norm(dim=1, keepdim=True)
+        assert norms.max() > 1.05 * norms.min()
+        expected = update / norms * norms.square().mean().sqrt()
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("normalizes_rows", [False, True])
+def test_matrix_without_gradient_and_zero_gradient(normalizes_rows: bool) -> None:
     still, zero = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
     zero.grad = torch.zeros(4, 3)
-    Muon([still, zero], lr=0.1, weight_decay=0.5, momentum=0.9).step()
+    Muon([still, zero], lr=0.1, weight_decay=0.5, momentum=0.9, normalizes_rows=normalizes_rows).step()
     assert torch.equal(still, torch.ones(4, 3))
     assert torch.equal(zero, torch.full((4, 3), 0.95))

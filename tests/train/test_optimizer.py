@@ -61,8 +61,9 @@ def test_only_embedding_and_head_step_at_the_embedding_rate(small: Path, name: s
     assert rates == {name: pytest.approx(6e-3 if name in embeddings else 1.5e-3) for name in names.values()}
 
 
-def test_muon_gets_the_parts_of_stacked_matrices_and_the_number_of_iterations(small: Path) -> None:
-    recipe = load_recipe(small, **MUON, **{"train.optimizer.newton_schulz_steps": 3})
+def test_muon_gets_the_parts_of_stacked_matrices_and_its_settings(small: Path) -> None:
+    fields = {"train.optimizer.newton_schulz_steps": 3, "train.optimizer.normalize_rows": True}
+    recipe = load_recipe(small, **MUON, **fields)
     model = Llama(recipe.model, 601)
     (muon, _) = build_optimizers(model, recipe.train.optimizer)
     assert isinstance(muon, Muon)
@@ -73,6 +74,7 @@ def test_muon_gets_the_parts_of_stacked_matrices_and_the_number_of_iterations(sm
     assert muon.parts[block.get_parameter("ffn.gate_up.weight")] == [shape.ffn_dim, shape.ffn_dim]
     assert len(muon.parts) == 2 * shape.layers
     assert [group["ns_steps"] for group in muon.param_groups] == [3]
+    assert muon.normalizes_rows
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])

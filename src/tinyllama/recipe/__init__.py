@@ -64,6 +64,8 @@ class Optimizer(RecipeModel):
     """Muon's momentum."""
     newton_schulz_steps: Count | None = None
     """Number of iterations of Muon's orthogonalization; null means 5. Three take less time and are less exact."""
+    normalize_rows: bool = False
+    """Scale the rows of each update of Muon to equal norms."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay per step, multiplied by the learning rate."""
     max_gradient_norm: Positive = 1.0
@@ -315,6 +317,6 @@ _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
 )
 # Without a value, these fields are omitted, so that checkpoints of versions without them still belong to the recipe.
 _LATER_FIELDS = re.compile(
-    r"train\.(document_mask|optimizer\.(embedding_learning_rate|newton_schulz_steps))$|model\.(head_dim|rope_scaling)$"
+    r"train\.(document_mask|optimizer\.(embedding_learning_rate|newton_schulz_steps|normalize_rows))$|model\.(head_dim|rope_scaling)$"
     r"|data\.sources\.[^.]+\.min_tokens$"
 )

@@ -8,7 +8,8 @@ The parts of a stacked matrix, such as query, key and value, are orthogonalized 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,8 @@ class Muon(torch.optim.Muon):
     Hyperparameters and state are those of torch.optim.Muon, and the updates are equal up to rounding. All DTensors have
     the same mesh, [shard] or [replicate, shard]. Each replica orthogonalizes all matrices. `parts` has the numbers of
     rows of the matrices that a parameter stacks; they get the updates that they would get as separate parameters.
+    With `normalizes_rows`, the rows of an update have equal norms, and the update keeps its norm (NorMuon, Li et al.
+    2025, arXiv:2510.05491, but without a running mean of the rows' norms).
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class Muon(torch.optim.Muon):
         weight_decay: float,
         momentum: float,
         ns_steps: int = 5,
+        normalizes_rows: bool = False,
         parts: Mapping[nn.Parameter, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(matrices, lr, weight_decay, momentum, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
-        self.parts = parts
+        self.normalizes_rows, self.parts = normalizes_rows, parts
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -47,14 +51,15 @@ class Muon(torch.optim.Muon):
         for settings in self.param_groups:
             matrices = [matrix for matrix in settings["params"] if matrix.grad is not None]
             group = _shard_group(matrices[0]) if matrices else None
+            orthogonalize = partial(_orthogonalize, settings=settings, normalizes_rows=self.normalizes_rows)
             for batch in _batches(matrices, MUON_BATCH_ELEMENTS * (group.size() if group else 1)):
                 directions = [self._direction(matrix, settings["momentum"]) for matrix in batch]
                 rows = [self.parts.get(matrix, [len(matrix)]) for matrix in batch]
                 if group:
                     shapes = [matrix.shape for matrix in batch]
-                    directions = _orthogonalize_shards(directions, shapes, rows, settings, group)
+                    directions = _orthogonalize_shards(directions, shapes, rows, orthogonalize, group)
                 else:
-                    _orthogonalize(directions, rows, settings)
+                    orthogonalize(directions, rows)
                 for matrix, own_rows, direction in zip(batch, rows, directions, strict=True):
                     rate = settings["lr"] * 0.2 * math.sqrt(max(*own_rows, matrix.shape[1]))
                     _local(matrix).mul_(1 - settings["lr"] * settings["weight_decay"]).add_(direction, alpha=-rate)
@@ -113,7 +118,7 @@ def _orthogonalize_shards(
     shards: list[Tensor],
     shapes: list[torch.Size],
     rows: list[Sequence[int]],
-    settings: dict[str, Any],
+    orthogonalize: Callable[[list[Tensor], list[Sequence[int]]], None],
     group: dist.ProcessGroup,
 ) -> list[Tensor]:
     """Orthogonalize matrices of these shapes; `shards` and the result are this rank's rows of the matrices.
@@ -134,7 +139,7 @@ def _orthogonalize_shards(
     dist.all_to_all_single(theirs, ours, received, sent, group=group)
     parts = [rows.split(of_rank) for rows, of_rank in zip(theirs.split(received), sizes, strict=True)]
     full = [torch.cat(own).view(shape) for *own, shape in zip(*parts, owned, strict=True)]
-    _orthogonalize(full, [rows[index] for index in by_owner[group.rank()]], settings)
+    orthogonalize(full, [rows[index] for index in by_owner[group.rank()]])
     for number, result in enumerate(full):
         returned_parts = result.flatten().split([of_rank[number] for of_rank in sizes])
         for part, row in zip(parts, returned_parts, strict=True):
@@ -150,7 +155,9 @@ def _num_rows(rows: int, rank: int, ranks: int) -> int:
     return max(0, min(chunk, rows - rank * chunk))
 
 
-def _orthogonalize(matrices: list[Tensor], rows: list[Sequence[int]], settings: dict[str, Any]) -> None:
+def _orthogonalize(
+    matrices: list[Tensor], rows: list[Sequence[int]], settings: dict[str, Any], normalizes_rows: bool
+) -> None:
     """Orthogonalize the parts of bfloat16[R, C] matrices in place; parts of equal shape share batched products.
 
     `rows` has the numbers of rows of each matrix's parts. A part is scaled relative to the largest part of its matrix,
@@ -163,7 +170,11 @@ def _orthogonalize(matrices: list[Tensor], rows: list[Sequence[int]], settings: 
     ]
     for _, group in groupby(sorted(parts, key=lambda part: part[0].shape), key=lambda part: part[0].shape):
         equal, scales = zip(*group, strict=True)
-        for part, scale, result in zip(equal, scales, newton_schulz(torch.stack(equal), settings), strict=True):
+        results = newton_schulz(torch.stack(equal), settings)
+        if normalizes_rows:
+            norms = results.norm(dim=2, keepdim=True).clamp(min=settings["eps"])
+            results = results / norms * norms.square().mean(1, keepdim=True).sqrt()
+        for part, scale, result in zip(equal, scales, results, strict=True):
             part.copy_(result).mul_(scale)
 
 
