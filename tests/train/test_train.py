@@ -14,7 +14,8 @@ from tests.train.transformers_reference import transformers_reference
 
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, write_json
+from tinyllama.files import read_json, sha256_of, write_json
+from tinyllama.model import attention
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer, training_text
@@ -98,6 +99,11 @@ def test_compiled_bf16_follows_float32(small: Path) -> None:
     for step in range(5):
         assert loss_of_step(fast, step) == pytest.approx(loss_of_step(exact, step), rel=1e-2)
     assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
+
+
+def test_compile_cache_has_a_key_for_this_version_of_the_custom_operators(small: Path) -> None:
+    build_state(load_recipe(small, **{"train.compile": True}))
+    assert torch.compiler.config.cache_key_tag == sha256_of(Path(attention.__file__))
 
 
 def test_finished_run_has_its_files_and_is_not_trained_again(small: Path, work_dir: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,9 +19,10 @@ from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, build_mesh, shard_model, smallest_device_memory
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.evaluate.results import Evaluation
-from tinyllama.files import atomic_write, read_regular_file, write_json
+from tinyllama.files import atomic_write, read_regular_file, sha256_of, write_json
 from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
+from tinyllama.model import attention
 from tinyllama.model.flops import keeps_weights, num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.model.weights import stacked_rows
@@ -151,6 +153,8 @@ def _compile(model: Llama, world: World) -> None:
     graph.
     """
     if hardware.can_compile(world.device):
+        # torch's cache of compiled code does not notice a change of a custom operator between two versions.
+        torch.compiler.config.cache_key_tag = sha256_of(Path(attention.__file__))
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif world.is_main:
