@@ -1,6 +1,7 @@
 """The store's bytes depend on inputs and recipe alone, and every row is kept, counted or listed."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -165,6 +166,7 @@ def test_a_truncated_file_is_named_and_leaves_no_store(small: Path, tmp_path: Pa
     )
     with pytest.raises(InputError, match=r"c.jsonl.zst: cannot be read .*fetch it again"):
         build_store(recipe)
+    assert multiprocessing.active_children() == []  # a late worker would write into the work of the next call
     with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
         TokenStore.open(tmp_path / "store")
     (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # with the file repaired, the same command resumes

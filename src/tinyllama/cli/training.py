@@ -130,7 +130,7 @@ def plan(
         disk: Speed at which all ranks together write a checkpoint, in bytes per second.
         failure_hours: Mean number of GPU-hours between failures, in Llama 3's training by default.
         restart_minutes: Time from a failure to the next step, in minutes.
-        vocab_size: Vocabulary size to assume instead of the tokenizer's, for example if there is no tokenizer yet.
+        vocab_size: Vocabulary size to assume instead of that of the tokenizer.
         sweep: Numbers of GPUs to compare.
         plot: PNG file for the plot of the sweep; by default plan-NAME.png, with the recipe's name.
         json: Print all numbers as JSON.

@@ -53,7 +53,8 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
             for future in as_completed(futures):
                 future.result()
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After a call without waiting, the end of the `with` block would not wait either.
+            pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise _worker_killed_error(job) from None
             raise
