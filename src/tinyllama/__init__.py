@@ -1,7 +1,5 @@
 """Pretrain small Llama models: one recipe from raw text to a released model."""
 
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +26,6 @@ if TYPE_CHECKING:
     from tinyllama.tokenizer import Tokenizer
 
     __version__: str
-
-if "torch" not in sys.modules:  # which reads this setting when it is imported
-    # Idle OpenMP threads would spin for milliseconds, on cores that other threads could use on a busy machine. The
-    # user's setting wins: GNU's GOMP_SPINCOUNT and LLVM's KMP_BLOCKTIME take precedence over this variable.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [
     "EvaluationResult",
