@@ -132,18 +132,14 @@ def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapp
 
 
 def environment(work: Work, threads: int) -> dict[str, str]:
-    """Return the environment of all programs: threads, allocator settings, offline mode of the hub, compile cache.
-
-    OMP_WAIT_POLICY is removed, because an import of tinyllama sets it for the process of the benchmark.
-    """
+    """Return the environment of all programs: threads, allocator settings, offline mode of the hub, compile cache."""
     fixed = {
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(work.folder / "inductor"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    return {**inherited, **KEEP_MEMORY, **fixed}
+    return {**os.environ, **KEEP_MEMORY, **fixed}
 
 
 @contextmanager
