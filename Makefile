@@ -59,7 +59,7 @@ bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py --ranks
 
 # Compares models of tinyllama and other programs after six minutes of training each, by bits per byte of held-out text.
-# Takes 55 minutes on two idle cores, in addition to the installation of the other programs.
+# Each of the seven programs also trains for a shorter time, to measure its speed.
 bench-quality: .venv/installed-dev
 	$(BIN)/python benchmarks/quality.py
 
@@ -67,7 +67,7 @@ bench-quality: .venv/installed-dev
 bench-1b: .venv/installed-dev
 	$(BIN)/python benchmarks/training_1b.py
 
-# Trains the demo with one setting of its recipe changed at a time, over three seeds.
+# Trains the demo with other optimizer settings, with one of them changed at a time, over three seeds.
 bench-ablation: .venv/installed-dev
 	$(BIN)/python benchmarks/ablation.py
 

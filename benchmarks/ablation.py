@@ -1,10 +1,10 @@
-"""Ablation of the demo's recipe: bits per byte with one setting changed at a time, over several seeds.
+"""Ablation of a candidate for a better recipe of the demo: bits per byte without each of its settings, over seeds.
 
     python benchmarks/ablation.py [--seeds 1337 1 2] [--only NAME...] [--folder DIR] [--train.tokens 1M]
 
-Each row of the table changes one setting of the recipe. The row "first edition" has the settings and the number of
-tokens that the demo had before. A seed determines the initial weights and the order of the data. Differences are those
-of runs with equal seeds. Other flags are fields of all rows, for trials.
+The candidate has half of the demo's tokens, Muon and other optimizer settings. Each row of the table changes one of its
+settings, except those of the demo's own recipe. A seed determines the initial weights and the order of the data.
+Differences are those of runs with equal seeds. Other flags are fields of all rows, for trials.
 
 As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores, but
 the runs do not show the time that a recipe takes. Interrupted runs resume, and finished runs are not repeated.
@@ -13,6 +13,7 @@ the runs do not show the time that a recipe takes. Interrupted runs resume, and 
 import argparse
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,18 +25,31 @@ from typing import NamedTuple
 from tinyllama.hardware import available_cpu_count
 from tinyllama.runs.run_dir import RunDir
 
-ROWS: dict[str, dict[str, str]] = {
-    "recipe": {},
-    "first edition": {
-        "train.tokens": "3M",
-        "train.batch_sequences": "32",
-        "train.micro_batch_sequences": "32",
-        "train.optimizer": "{learning_rate: 3e-3}",
-        "train.schedule": "{name: wsd, warmup_steps: 20, final_learning_rate: 0, decay_fraction: 0.4}",
-    },
-    "AdamW instead of Muon": {"train.optimizer.name": "adamw"},
+CANDIDATE = {
+    "train.tokens": "1.5M",
+    "train.batch_sequences": "8",
+    "train.micro_batch_sequences": "8",
+    "train.optimizer.name": "muon",
+    "train.optimizer.momentum": "0.9",
+    "train.optimizer.embedding_learning_rate": "2e-2",
+    "train.optimizer.newton_schulz_steps": "3",
+    "train.optimizer.normalize_rows": "true",
+    "train.schedule.decay_fraction": "0.7",
 }
-"""Changed fields of each row."""
+"""Fields of the candidate for a better recipe."""
+ROWS: dict[str, dict[str, str]] = {
+    "candidate": CANDIDATE,
+    "the demo's recipe": {},
+    "the demo's recipe, fewer tokens": {"train.tokens": CANDIDATE["train.tokens"]},
+    "AdamW": CANDIDATE | {"train.optimizer.name": "adamw"},
+    "16 sequences per step": CANDIDATE | {"train.batch_sequences": "16", "train.micro_batch_sequences": "16"},
+    "one learning rate": CANDIDATE | {"train.optimizer.embedding_learning_rate": "3e-3"},
+    "5 iterations": CANDIDATE | {"train.optimizer.newton_schulz_steps": "5"},
+    "rows not normalized": CANDIDATE | {"train.optimizer.normalize_rows": "false"},
+    "momentum 0.95": CANDIDATE | {"train.optimizer.momentum": "0.95"},
+    "decay over 40 %": CANDIDATE | {"train.schedule.decay_fraction": "0.4"},
+}
+"""Changed fields of the demo's recipe in each row."""
 
 
 class Trained(NamedTuple):
@@ -53,7 +67,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen, fields = parser.parse_known_args()
     make_data(chosen.folder)
-    names = list(dict.fromkeys(["recipe", *chosen.only]))
+    names = list(dict.fromkeys(["candidate", *chosen.only]))
     runs = [(name, seed) for seed in chosen.seeds for name in names]
     with ThreadPoolExecutor(available_cpu_count()) as pool:
         found = pool.map(lambda run: train(chosen.folder, *run, fields), runs)
@@ -73,7 +87,7 @@ def make_data(folder: Path) -> None:
 
 def train(folder: Path, name: str, seed: int, fields: Sequence[str]) -> Trained:
     """Train a row of the table with one thread."""
-    run = RunDir(folder / "runs" / f"{name.replace(' ', '-')}-{seed}")
+    run = RunDir(folder / "runs" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}")
     changes = {"name": run.path.name, "seed": str(seed), "train.sample_prompts": "[]", **ROWS[name]}
     tinyllama(folder, "train", "demo", *flags(changes), *fields, threads=1)
     last = [*run.metrics()][-1]
@@ -94,12 +108,14 @@ def tinyllama(folder: Path, *words: str, threads: int | None = None) -> None:
 
 def table(found: Mapping[tuple[str, int], Trained], names: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
     """Yield the lines of the table: mean over the seeds, and mean and standard error of the differences."""
-    yield "| run | tokens | bits per byte | difference to the recipe |"
+    yield "| run | tokens | bits per byte | difference to the candidate |"
     yield "|---|---|---|---|"
     for name in names:
         values = [found[name, seed].bits_per_byte for seed in seeds]
-        differences = [value - found["recipe", seed].bits_per_byte for value, seed in zip(values, seeds, strict=True)]
-        difference = "" if name == "recipe" else with_error(differences, "+")
+        differences = [
+            value - found["candidate", seed].bits_per_byte for value, seed in zip(values, seeds, strict=True)
+        ]
+        difference = "" if name == "candidate" else with_error(differences, "+")
         tokens = found[name, seeds[0]].tokens
         yield f"| {name} | {tokens / 1e6:.2f}M | {with_error(values)} | {difference} |"
 

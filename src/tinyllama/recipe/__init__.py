@@ -317,6 +317,6 @@ _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
 )
 # Without a value, these fields are omitted, so that checkpoints of versions without them still belong to the recipe.
 _LATER_FIELDS = re.compile(
-    r"train\.(document_mask|optimizer\.(embedding_learning_rate|newton_schulz_steps|normalize_rows))$|model\.(head_dim|rope_scaling)$"
-    r"|data\.sources\.[^.]+\.min_tokens$"
+    r"train\.document_mask$|train\.optimizer\.(embedding_learning_rate|newton_schulz_steps|normalize_rows)$"
+    r"|model\.(head_dim|rope_scaling)$|data\.sources\.[^.]+\.min_tokens$"
 )

@@ -54,15 +54,15 @@ class Muon(torch.optim.Muon):
             orthogonalize = partial(_orthogonalize, settings=settings, normalizes_rows=self.normalizes_rows)
             for batch in _batches(matrices, MUON_BATCH_ELEMENTS * (group.size() if group else 1)):
                 directions = [self._direction(matrix, settings["momentum"]) for matrix in batch]
-                rows = [self.parts.get(matrix, [len(matrix)]) for matrix in batch]
+                part_rows = [self.parts.get(matrix, [len(matrix)]) for matrix in batch]
                 if group:
                     shapes = [matrix.shape for matrix in batch]
-                    directions = _orthogonalize_shards(directions, shapes, rows, orthogonalize, group)
+                    directions = _orthogonalize_shards(directions, shapes, part_rows, orthogonalize, group)
                 else:
-                    orthogonalize(directions, rows)
-                for matrix, own_rows, direction in zip(batch, rows, directions, strict=True):
-                    rate = settings["lr"] * 0.2 * math.sqrt(max(*own_rows, matrix.shape[1]))
-                    _local(matrix).mul_(1 - settings["lr"] * settings["weight_decay"]).add_(direction, alpha=-rate)
+                    orthogonalize(directions, part_rows)
+                rate, decay = settings["lr"], settings["lr"] * settings["weight_decay"]
+                for matrix, direction in zip(batch, directions, strict=True):
+                    _local(matrix).mul_(1 - decay).add_(direction, alpha=-rate)
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """Update a matrix's momentum; return its gradient with Nesterov momentum, bfloat16, this rank's rows."""
@@ -117,13 +117,13 @@ def choose_owners(shapes: Iterable[Sequence[int]], ranks: int) -> list[int]:
 def _orthogonalize_shards(
     shards: list[Tensor],
     shapes: list[torch.Size],
-    rows: list[Sequence[int]],
+    part_rows: list[Sequence[int]],
     orthogonalize: Callable[[list[Tensor], list[Sequence[int]]], None],
     group: dist.ProcessGroup,
 ) -> list[Tensor]:
     """Orthogonalize matrices of these shapes; `shards` and the result are this rank's rows of the matrices.
 
-    `rows` has the numbers of rows of each matrix's parts.
+    `part_rows` has the numbers of rows of each matrix's parts.
     """
     ranks, owners = range(group.size()), choose_owners(shapes, group.size())
     by_owner = [[index for index, owner in enumerate(owners) if owner == rank] for rank in ranks]
@@ -139,7 +139,7 @@ def _orthogonalize_shards(
     dist.all_to_all_single(theirs, ours, received, sent, group=group)
     parts = [rows.split(of_rank) for rows, of_rank in zip(theirs.split(received), sizes, strict=True)]
     full = [torch.cat(own).view(shape) for *own, shape in zip(*parts, owned, strict=True)]
-    orthogonalize(full, [rows[index] for index in by_owner[group.rank()]])
+    orthogonalize(full, [part_rows[index] for index in by_owner[group.rank()]])
     for number, result in enumerate(full):
         returned_parts = result.flatten().split([of_rank[number] for of_rank in sizes])
         for part, row in zip(parts, returned_parts, strict=True):
@@ -156,26 +156,22 @@ def _num_rows(rows: int, rank: int, ranks: int) -> int:
 
 
 def _orthogonalize(
-    matrices: list[Tensor], rows: list[Sequence[int]], settings: dict[str, Any], normalizes_rows: bool
+    matrices: list[Tensor], part_rows: list[Sequence[int]], settings: dict[str, Any], normalizes_rows: bool
 ) -> None:
-    """Orthogonalize the parts of bfloat16[R, C] matrices in place; parts of equal shape share batched products.
+    """Replace the parts of bfloat16[R, C] matrices by their updates; parts of equal shape share batched products.
 
-    `rows` has the numbers of rows of each matrix's parts. A part is scaled relative to the largest part of its matrix,
-    so that the updates of all parts have the same root mean square.
+    `part_rows` has the numbers of rows of each matrix's parts. An update has a root mean square of about 0.2, like
+    AdamW's (Liu et al. 2025, arXiv:2502.16982).
     """
-    parts = [
-        (part, math.sqrt(max(part.shape) / max(*own_rows, part.shape[1])))
-        for matrix, own_rows in zip(matrices, rows, strict=True)
-        for part in matrix.split(own_rows)
-    ]
-    for _, group in groupby(sorted(parts, key=lambda part: part[0].shape), key=lambda part: part[0].shape):
-        equal, scales = zip(*group, strict=True)
+    parts = [part for matrix, rows in zip(matrices, part_rows, strict=True) for part in matrix.split(rows)]
+    for shape, group in groupby(sorted(parts, key=lambda part: part.shape), key=lambda part: part.shape):
+        equal = list(group)
         results = newton_schulz(torch.stack(equal), settings)
         if normalizes_rows:
             norms = results.norm(dim=2, keepdim=True).clamp(min=settings["eps"])
             results = results / norms * norms.square().mean(1, keepdim=True).sqrt()
-        for part, scale, result in zip(equal, scales, results, strict=True):
-            part.copy_(result).mul_(scale)
+        for part, result in zip(equal, results, strict=True):
+            part.copy_(result).mul_(0.2 * math.sqrt(max(shape)))
 
 
 def newton_schulz(matrices: Tensor, settings: dict[str, Any]) -> Tensor:

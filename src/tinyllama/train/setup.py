@@ -225,8 +225,9 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     if not matrices:
         return [adamw]
     parts = {p: rows for name, p in model.named_parameters() if (rows := stacked_rows(name, model.config))}
-    rates = recipe.learning_rate, recipe.weight_decay, recipe.momentum
-    return [Muon(matrices, *rates, recipe.newton_schulz_steps or 5, recipe.normalize_rows, parts), adamw]
+    steps = recipe.newton_schulz_steps or 5
+    hyperparameters = recipe.learning_rate, recipe.weight_decay, recipe.momentum, steps, recipe.normalize_rows
+    return [Muon(matrices, *hyperparameters, parts), adamw]
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
