@@ -168,9 +168,9 @@ def check_bf16(precision: str, optimizer: str, gpu: str, capability: tuple[int, 
     if precision == "bf16":
         remedy = "--train.precision fp16 (or fp32)" if native == "fp16" else "--train.precision fp32"
         raise InputError(f"train.precision: {gpu} does not support bf16, and torch emulates it slowly; use {remedy}")
-    if optimizer == "muon":
-        problem = f"muon computes in bf16, which {gpu} does not support and torch emulates slowly"
-        raise InputError(f"train.optimizer.name: {problem}; use --train.optimizer.name adamw")
+    if optimizer == "muon" and precision == "fp16":
+        problem = f"muon with fp16 computes in bf16, which {gpu} does not support and torch emulates slowly"
+        raise InputError(f"train.optimizer.name: {problem}; use --train.optimizer.name adamw or --train.precision fp32")
 
 
 def inference_precision(device: "torch.device", precision: "torch.dtype") -> "torch.dtype":

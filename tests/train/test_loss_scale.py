@@ -248,6 +248,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[in
         ("Tesla T4", (7, 5), {"precision": "bf16"}, r"^train\.precision: Tesla T4 .*--train\.precision fp16"),
         ("Tesla P100", (6, 0), {"precision": "bf16"}, r"^train\.precision: Tesla P100 .*--train\.precision fp32"),
         ("Tesla T4", (7, 5), {"precision": "fp16", "optimizer.name": "muon"}, r"^train\.optimizer\.name: .*adamw"),
+        ("Tesla T4", (7, 5), {"precision": "fp32", "optimizer.name": "muon"}, None),
         ("Tesla T4", (7, 5), {"precision": "fp16"}, None),
         ("Tesla T4", (7, 5), {"precision": "fp32"}, None),
         ("NVIDIA A100", (8, 0), {"precision": "bf16", "optimizer.name": "muon"}, None),

@@ -11,7 +11,7 @@ from tests.train import muon_program
 from tests.train.torchrun import run_torchrun
 from torch import nn
 
-from tinyllama.train.muon import Muon, choose_owners
+from tinyllama.train.muon import Muon, choose_owners, newton_schulz
 
 SIZES = {"2": 2, "3": 3, "4": 4, "2x2": 4}
 """Number of ranks of each mesh of `muon_program`."""
@@ -119,6 +119,17 @@ def test_parts_of_stacked_matrices_change_as_separate_matrices_of_torch_muon() -
     before = muon_program.split(start, rows)
     for found, expected, first in zip(muon_program.split(ours, rows), theirs, before, strict=True):
         assert (found - expected).norm() < 0.01 * (expected - first).norm()
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(torch.bfloat16, 1e-3, 5e-2), (torch.float32, 0, 1e-5)])
+def test_products_have_the_precision_of_the_dtype(dtype: torch.dtype, low: float, high: float) -> None:
+    torch.manual_seed(1)
+    weight, gradient = nn.Parameter(torch.zeros(24, 16)), torch.randn(24, 16)
+    optimizer = Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, dtype=dtype)
+    weight.grad = gradient
+    optimizer.step()
+    exact = newton_schulz(gradient[None].double(), optimizer.param_groups[0])[0]
+    assert low <= (weight + 0.2 * math.sqrt(24) * exact).norm() / weight.norm() < high
 
 
 def test_normalized_rows_are_those_of_torchs_update_scaled_to_equal_norms() -> None:

@@ -61,10 +61,13 @@ def test_only_embedding_and_head_step_at_the_embedding_rate(small: Path, name: s
     assert rates == {name: pytest.approx(6e-3 if name in embeddings else 1.5e-3) for name in names.values()}
 
 
-def test_muon_gets_the_parts_of_stacked_matrices_and_its_settings(small: Path) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_muon_gets_the_parts_of_stacked_matrices_and_its_settings(
+    small: Path, precision: torch.dtype, dtype: torch.dtype
+) -> None:
     fields = {"train.optimizer.newton_schulz_steps": 3, "train.optimizer.normalize_rows": True}
     recipe = load_recipe(small, **MUON, **fields)
-    model = Llama(recipe.model, 601)
+    model = Llama(recipe.model, 601, precision)
     (muon, _) = build_optimizers(model, recipe.train.optimizer)
     assert isinstance(muon, Muon)
     block = model.blocks[0]
@@ -75,6 +78,7 @@ def test_muon_gets_the_parts_of_stacked_matrices_and_its_settings(small: Path) -
     assert len(muon.parts) == 2 * shape.layers
     assert [group["ns_steps"] for group in muon.param_groups] == [3]
     assert muon.normalizes_rows
+    assert muon.dtype == dtype
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])

@@ -141,9 +141,10 @@ def logits_bytes(workload: Workload) -> int:
 
 
 def muon_bytes(workload: Workload) -> float:
-    """Return the bytes of Muon's temporary tensors: up to seven bf16 copies of a rank's matrices in one batch."""
+    """Return the bytes of Muon's temporary tensors: up to seven bf16 or fp32 copies of a rank's matrices in a batch."""
     largest = max(2 * workload.model.ffn_dim, workload.qkv_width) * workload.model.dim
-    return 14 * max(min(MUON_BATCH_ELEMENTS, workload.matrix_elements / workload.shards), largest)
+    elements = max(min(MUON_BATCH_ELEMENTS, workload.matrix_elements / workload.shards), largest)
+    return 7 * workload.element_bytes * elements
 
 
 def activation_bytes_per_token(workload: Workload) -> int:

@@ -2,7 +2,7 @@
 
 torch.optim.Muon computes 15 products per matrix, and the products of a sharded matrix need collectives. Here, each
 matrix moves to one owner rank and back, with two collectives per batch of matrices. The owner orthogonalizes matrices
-of equal shape together. Matrices move in bfloat16, which is the precision of torch.optim.Muon's products.
+of equal shape together. Matrices move in the dtype of the products: bfloat16 as in torch.optim.Muon, or float32.
 
 The parts of a stacked matrix, such as query, key and value, are orthogonalized separately.
 """
@@ -29,7 +29,8 @@ class Muon(torch.optim.Muon):
     the same mesh, [shard] or [replicate, shard]. Each replica orthogonalizes all matrices. `parts` has the numbers of
     rows of the matrices that a parameter stacks; they get the updates that they would get as separate parameters.
     With `normalizes_rows`, the rows of an update have equal norms, and the update keeps its norm (NorMuon, Li et al.
-    2025, arXiv:2510.05491, but without a running mean of the rows' norms).
+    2025, arXiv:2510.05491, but without a running mean of the rows' norms). `dtype` is that of the products: bfloat16,
+    or float32 for CPUs and GPUs without bf16 instructions, where bfloat16 is many times slower.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Muon(torch.optim.Muon):
         momentum: float,
         ns_steps: int = 5,
         normalizes_rows: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
         parts: Mapping[nn.Parameter, Sequence[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(matrices, lr, weight_decay, momentum, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
-        self.normalizes_rows, self.parts = normalizes_rows, parts
+        self.normalizes_rows, self.dtype, self.parts = normalizes_rows, dtype, parts
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -65,13 +67,13 @@ class Muon(torch.optim.Muon):
                     _local(matrix).mul_(1 - decay).add_(direction, alpha=-rate)
 
     def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
-        """Update a matrix's momentum; return its gradient with Nesterov momentum, bfloat16, this rank's rows."""
+        """Update a matrix's momentum; return its gradient with Nesterov momentum, in `dtype`, this rank's rows."""
         assert matrix.grad is not None
         state, gradient = self.state[matrix], _local(matrix.grad)
         if not state:
             state["momentum_buffer"] = torch.zeros_like(matrix.grad)
         buffer = _local(state["momentum_buffer"]).lerp_(gradient, 1 - momentum)
-        return gradient.lerp(buffer, momentum).bfloat16()
+        return gradient.lerp(buffer, momentum).to(self.dtype)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ def _num_rows(rows: int, rank: int, ranks: int) -> int:
 def _orthogonalize(
     matrices: list[Tensor], part_rows: list[Sequence[int]], settings: dict[str, Any], normalizes_rows: bool
 ) -> None:
-    """Replace the parts of bfloat16[R, C] matrices by their updates; parts of equal shape share batched products.
+    """Replace the parts of matrices[R, C] by their updates; parts of equal shape share batched products.
 
     `part_rows` has the numbers of rows of each matrix's parts. An update has a root mean square of about 0.2, like
     AdamW's (Liu et al. 2025, arXiv:2502.16982).
@@ -175,7 +177,7 @@ def _orthogonalize(
 
 
 def newton_schulz(matrices: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Return bfloat16[N, R, C] matrices with the singular vectors of `matrices` and singular values near 1.
+    """Return matrices with the singular vectors of `matrices`, floating[N, R, C], and singular values near 1.
 
     Each matrix X is divided by its Frobenius norm. Then each step replaces X by a X + b (X X^T) X + c (X X^T)^2 X
     (Jordan et al. 2024). `settings` has the coefficients, the number of steps, and the smallest divisor.

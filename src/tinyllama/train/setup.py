@@ -205,7 +205,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     blocks, and AdamW for all other parameters. Muon treats the parts of each stacked matrix (query, key and value; gate
     and up) as separate matrices. Muon's updates are scaled to the root mean square of AdamW's updates (Liu et al. 2025,
     arXiv:2502.16982), so both optimizers use the same learning rate and weight decay. `recipe.embedding_learning_rate`
-    replaces the rate of the embedding and the output head.
+    replaces the rate of the embedding and the output head. Muon computes in float32 if the model does, else in bf16.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if recipe.name == "muon" else []
     ids_of_matrices = set(map(id, matrices))
@@ -227,7 +227,8 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     parts = {p: rows for name, p in model.named_parameters() if (rows := stacked_rows(name, model.config))}
     steps = recipe.newton_schulz_steps or 5
     hyperparameters = recipe.learning_rate, recipe.weight_decay, recipe.momentum, steps, recipe.normalize_rows
-    return [Muon(matrices, *hyperparameters, parts), adamw]
+    dtype = torch.float32 if model.precision == torch.float32 else torch.bfloat16
+    return [Muon(matrices, *hyperparameters, dtype, parts), adamw]
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
