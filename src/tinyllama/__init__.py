@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tinyllama.openmp import choose_wait_policy
+
 if TYPE_CHECKING:
     from tinyllama.api import (
         EvaluationResult,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from tinyllama.tokenizer import Tokenizer
 
     __version__: str
+
+choose_wait_policy()
 
 __all__ = [
     "EvaluationResult",
