@@ -1,10 +1,11 @@
-"""Ablation of a candidate for a better recipe of the demo: bits per byte without each of its settings, over seeds.
+"""Ablation of the demo's recipe: bits per byte with one setting changed at a time, over seeds.
 
-    python benchmarks/ablation.py [--seeds 1337 1 2] [--only NAME...] [--folder DIR] [--train.tokens 1M]
+    python benchmarks/ablation.py [--model demo | 120m] [--seeds 1337 1 2] [--only NAME...] [--train.tokens 1M]
 
-The candidate has half of the demo's tokens, Muon and other optimizer settings. Each row of the table changes one of its
-settings, except those of the demo's own recipe. A seed determines the initial weights and the order of the data.
-Differences are those of runs with equal seeds. Other flags are fields of all rows, for trials.
+The first row of a table is the recipe, and each other row changes some of its fields. The earlier recipes are those of
+the first edition: AdamW, larger batches and more tokens. `120m` is tinyllama-120m with a smaller model, on the demo's
+text. A seed determines the initial weights and the order of the data. Differences are those of runs with equal seeds.
+Other flags are fields of all rows, for trials.
 
 As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores, but
 the runs do not show the time that a recipe takes. Interrupted runs resume, and finished runs are not repeated.
@@ -25,31 +26,47 @@ from typing import NamedTuple
 from tinyllama.hardware import available_cpu_count
 from tinyllama.runs.run_dir import RunDir
 
-CANDIDATE = {
-    "train.tokens": "1.5M",
-    "train.batch_sequences": "8",
-    "train.micro_batch_sequences": "8",
-    "train.optimizer.name": "muon",
-    "train.optimizer.momentum": "0.9",
-    "train.optimizer.embedding_learning_rate": "2e-2",
-    "train.optimizer.newton_schulz_steps": "3",
-    "train.optimizer.normalize_rows": "true",
-    "train.schedule.decay_fraction": "0.7",
+EARLIER = {
+    "train.tokens": "3M",
+    "train.batch_sequences": "32",
+    "train.micro_batch_sequences": "32",
+    "train.optimizer": "{name: adamw, learning_rate: 3e-3}",
+    "train.schedule.decay_fraction": "0.4",
 }
-"""Fields of the candidate for a better recipe."""
-ROWS: dict[str, dict[str, str]] = {
-    "candidate": CANDIDATE,
-    "the demo's recipe": {},
-    "the demo's recipe, fewer tokens": {"train.tokens": CANDIDATE["train.tokens"]},
-    "AdamW": CANDIDATE | {"train.optimizer.name": "adamw"},
-    "16 sequences per step": CANDIDATE | {"train.batch_sequences": "16", "train.micro_batch_sequences": "16"},
-    "one learning rate": CANDIDATE | {"train.optimizer.embedding_learning_rate": "3e-3"},
-    "5 iterations": CANDIDATE | {"train.optimizer.newton_schulz_steps": "5"},
-    "rows not normalized": CANDIDATE | {"train.optimizer.normalize_rows": "false"},
-    "momentum 0.95": CANDIDATE | {"train.optimizer.momentum": "0.95"},
-    "decay over 40 %": CANDIDATE | {"train.schedule.decay_fraction": "0.4"},
+"""Fields of the demo's recipe in the first edition."""
+REDUCED = {
+    "model": "{dim: 384, layers: 12, heads: 6, kv_heads: 2, ffn_dim: 1024, context_length: 512, tie_embeddings: false}",
+    "train.sequence_length": "512",
+    "train.validation_sequences": "256",
 }
-"""Changed fields of the demo's recipe in each row."""
+"""Fields that turn the demo's recipe into tinyllama-120m with 22M parameters, so that it trains in half an hour."""
+ROWS: dict[str, dict[str, dict[str, str]]] = {
+    "demo": {
+        "the demo": {},
+        "earlier recipe": EARLIER,
+        "earlier recipe, 1.5M tokens": EARLIER | {"train.tokens": "1.5M"},
+        "AdamW": {"train.optimizer.name": "adamw"},
+        "16 sequences per step": {"train.batch_sequences": "16", "train.micro_batch_sequences": "16"},
+        "one learning rate": {"train.optimizer.embedding_learning_rate": "3e-3"},
+        "rows not normalized": {"train.optimizer.normalize_rows": "false"},
+        "decay over 40 %": {"train.schedule.decay_fraction": "0.4"},
+        "momentum 0.95": {"train.optimizer.momentum": "0.95"},
+        "5 iterations": {"train.optimizer.newton_schulz_steps": "5"},
+        "document mask": {"train.document_mask": "true"},
+    },
+    "120m": {
+        "tinyllama-120m": REDUCED | {"train.tokens": "2.4M"},
+        "earlier recipe": REDUCED
+        | {
+            "train.tokens": "4M",
+            "train.batch_sequences": "16",
+            "train.micro_batch_sequences": "16",
+            "train.optimizer": "{name: adamw, learning_rate: 2e-3}",
+            "train.schedule": "{name: cosine, warmup_steps: 20, final_learning_rate: 2e-4}",
+        },
+    },
+}
+"""Changed fields of the demo's recipe in each row of each table."""
 
 
 class Trained(NamedTuple):
@@ -63,14 +80,16 @@ def main() -> None:
     """Train all rows with all seeds, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="; ".join(ROWS))
+    parser.add_argument("--model", choices=ROWS, default="demo", help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="rows besides the first one; default: all")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen, fields = parser.parse_known_args()
     make_data(chosen.folder)
-    names = list(dict.fromkeys(["candidate", *chosen.only]))
+    rows = ROWS[chosen.model]
+    names = [name for name in rows if not chosen.only or name in chosen.only or name == next(iter(rows))]
     runs = [(name, seed) for seed in chosen.seeds for name in names]
     with ThreadPoolExecutor(available_cpu_count()) as pool:
-        found = pool.map(lambda run: train(chosen.folder, *run, fields), runs)
+        found = pool.map(lambda run: train(chosen.folder, chosen.model, *run, fields), runs)
         scores = dict(zip(runs, found, strict=True))
     print("\n".join(table(scores, names, chosen.seeds)))
 
@@ -85,10 +104,10 @@ def make_data(folder: Path) -> None:
     tinyllama(folder, "prepare", "demo")
 
 
-def train(folder: Path, name: str, seed: int, fields: Sequence[str]) -> Trained:
-    """Train a row of the table with one thread."""
-    run = RunDir(folder / "runs" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}")
-    changes = {"name": run.path.name, "seed": str(seed), "train.sample_prompts": "[]", **ROWS[name]}
+def train(folder: Path, model: str, row: str, seed: int, fields: Sequence[str]) -> Trained:
+    """Train a row of a model's table with one thread; `fields` are flags for all rows."""
+    run = RunDir(folder / "runs" / f"{model}-{re.sub('[^A-Za-z0-9]+', '-', row)}-{seed}")
+    changes = {"name": run.path.name, "seed": str(seed), "train.sample_prompts": "[]", **ROWS[model][row]}
     tinyllama(folder, "train", "demo", *flags(changes), *fields, threads=1)
     last = [*run.metrics()][-1]
     return Trained(last["tokens"], last["validation_bits_per_byte"])
@@ -108,14 +127,12 @@ def tinyllama(folder: Path, *words: str, threads: int | None = None) -> None:
 
 def table(found: Mapping[tuple[str, int], Trained], names: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
     """Yield the lines of the table: mean over the seeds, and mean and standard error of the differences."""
-    yield "| run | tokens | bits per byte | difference to the candidate |"
+    yield "| run | tokens | bits per byte | difference to the first row |"
     yield "|---|---|---|---|"
     for name in names:
         values = [found[name, seed].bits_per_byte for seed in seeds]
-        differences = [
-            value - found["candidate", seed].bits_per_byte for value, seed in zip(values, seeds, strict=True)
-        ]
-        difference = "" if name == "candidate" else with_error(differences, "+")
+        differences = [value - found[names[0], seed].bits_per_byte for value, seed in zip(values, seeds, strict=True)]
+        difference = "" if name == names[0] else with_error(differences, "+")
         tokens = found[name, seeds[0]].tokens
         yield f"| {name} | {tokens / 1e6:.2f}M | {with_error(values)} | {difference} |"
 

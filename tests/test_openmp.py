@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,6 +102,6 @@ def test_short_activity_of_other_programs_is_ignored(tmp_path: Path, monkeypatch
         stat.write_text(f"cpu  1 2 3\nprocs_running {next(counts, 0)}\nprocs_blocked 5\n")
 
     next_sample()
-    monkeypatch.setattr(openmp.time, "sleep", next_sample)
+    monkeypatch.setattr(time, "sleep", next_sample)
     assert openmp.running_threads(stat) == 1
     assert openmp.running_threads(tmp_path / "missing") == 1

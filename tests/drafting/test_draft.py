@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.preflight import check_training
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.selection import train_recipe_tokenizer
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Optimizer, Recipe
 
 PROSE = "The committee met on Tuesday, and most of its members agreed with the report. "
 
@@ -186,8 +187,28 @@ def test_model_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         draft_recipe(["book.txt"], 10, lambda: machine(memory_bytes=0.01e9), Path("mine.yaml"))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp16"])
+def test_optimizer_has_the_demos_settings_at_the_rates_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_text(Path("mine"))
+    recipe = draft_recipe(["mine"], 1, lambda: replace(machine(), precision=precision), Path("mine.yaml")).recipe
+    found, demo = recipe.train, Recipe.load("demo").train
+    assert found.precision == precision
+    if precision == "fp16":  # in which a GPU without bf16 computes, where Muon is refused
+        assert found.optimizer == Optimizer(learning_rate=found.optimizer.learning_rate)
+        return
+    scale = found.optimizer.learning_rate / demo.optimizer.learning_rate
+    assert demo.optimizer.embedding_learning_rate
+    assert found.optimizer.embedding_learning_rate == pytest.approx(scale * demo.optimizer.embedding_learning_rate)
+    others = {"learning_rate", "embedding_learning_rate"}
+    assert found.optimizer.model_dump(exclude=others) == demo.optimizer.model_dump(exclude=others)
+    assert found.schedule.decay_fraction == demo.schedule.decay_fraction
+
+
 def test_micro_batch_fits_into_memory() -> None:
-    recipe = Recipe.load("demo")
+    recipe = Recipe.load("demo", {"train.batch_sequences": 32, "train.micro_batch_sequences": 32})
     sizes = [
         largest_micro_batch(recipe, 4096, machine(memory_bytes=memory).hardware) for memory in (16e9, 1.3e9, 0.1e9)
     ]

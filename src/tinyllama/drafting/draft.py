@@ -51,6 +51,7 @@ _MIN_TEXT_BYTES = 2_000
 _MICRO_BATCH_TOKENS = 8192
 _MAX_VALIDATION_SEQUENCES = 512
 _CHECKPOINT_SECONDS = 600
+_EMBEDDING_RATE = 6  # relative to the matrices, as in the demo
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _render(fields: dict[str, Any], sizes: Sizes, speed: float, machine: Machine
         "batch_sequences": sizes.batch_sequences,
         "micro_batch_sequences": min(sizes.batch_sequences, max(1, _MICRO_BATCH_TOKENS // length)),
         "learning_rate": f"{sizes.shape.learning_rate:g}",
+        "embedding_learning_rate": f"{_EMBEDDING_RATE * sizes.shape.learning_rate:g}",
         "warmup_steps": min(200, max(1, sizes.steps // 20)),
         "validate_every_steps": validate_every,
         # Validation takes about 5 % of the time: a forward pass costs a third of a training step.
