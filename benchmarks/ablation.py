@@ -7,8 +7,8 @@ the first edition: AdamW, larger batches and more tokens. `120m` is tinyllama-12
 text. A seed determines the initial weights and the order of the data. Differences are those of runs with equal seeds.
 Other flags are fields of all rows, for trials.
 
-As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores, but
-the runs do not show the time that a recipe takes. Interrupted runs resume, and finished runs are not repeated.
+As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores.
+Minutes are those of one core, without the start of the run and without validations. Interrupted runs resume, and finished runs are not repeated.
 """
 
 import argparse
@@ -44,7 +44,7 @@ ROWS: dict[str, dict[str, dict[str, str]]] = {
     "demo": {
         "the demo": {},
         "earlier recipe": EARLIER,
-        "earlier recipe, 1.5M tokens": EARLIER | {"train.tokens": "1.5M"},
+        "earlier recipe, 1.4M tokens": EARLIER | {"train.tokens": "1.4M"},
         "AdamW": {"train.optimizer.name": "adamw"},
         "16 sequences per step": {"train.batch_sequences": "16", "train.micro_batch_sequences": "16"},
         "one learning rate": {"train.optimizer.embedding_learning_rate": "3e-3"},
@@ -55,10 +55,10 @@ ROWS: dict[str, dict[str, dict[str, str]]] = {
         "document mask": {"train.document_mask": "true"},
     },
     "120m": {
-        "tinyllama-120m": REDUCED | {"train.tokens": "2.4M"},
+        "tinyllama-120m": REDUCED | {"train.tokens": "1.8M"},
         "earlier recipe": REDUCED
         | {
-            "train.tokens": "4M",
+            "train.tokens": "3M",
             "train.batch_sequences": "16",
             "train.micro_batch_sequences": "16",
             "train.optimizer": "{name: adamw, learning_rate: 2e-3}",
@@ -74,6 +74,8 @@ class Trained(NamedTuple):
 
     tokens: int
     bits_per_byte: float
+    seconds: float
+    """Time of the run without its start, by the median speed of its steps."""
 
 
 def main() -> None:
@@ -109,8 +111,9 @@ def train(folder: Path, model: str, row: str, seed: int, fields: Sequence[str]) 
     run = RunDir(folder / "runs" / f"{model}-{re.sub('[^A-Za-z0-9]+', '-', row)}-{seed}")
     changes = {"name": run.path.name, "seed": str(seed), "train.sample_prompts": "[]", **ROWS[model][row]}
     tinyllama(folder, "train", "demo", *flags(changes), *fields, threads=1)
-    last = [*run.metrics()][-1]
-    return Trained(last["tokens"], last["validation_bits_per_byte"])
+    rows = [*run.metrics()]
+    tokens, speed = rows[-1]["tokens"], statistics.median(row["tokens_per_second"] for row in rows)
+    return Trained(tokens, rows[-1]["validation_bits_per_byte"], tokens / speed)
 
 
 def flags(fields: Mapping[str, object]) -> list[str]:
@@ -127,14 +130,15 @@ def tinyllama(folder: Path, *words: str, threads: int | None = None) -> None:
 
 def table(found: Mapping[tuple[str, int], Trained], names: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
     """Yield the lines of the table: mean over the seeds, and mean and standard error of the differences."""
-    yield "| run | tokens | bits per byte | difference to the first row |"
-    yield "|---|---|---|---|"
+    yield "| run | tokens | core minutes | bits per byte | difference to the first row |"
+    yield "|---|---|---|---|---|"
     for name in names:
         values = [found[name, seed].bits_per_byte for seed in seeds]
         differences = [value - found[names[0], seed].bits_per_byte for value, seed in zip(values, seeds, strict=True)]
         difference = "" if name == names[0] else with_error(differences, "+")
         tokens = found[name, seeds[0]].tokens
-        yield f"| {name} | {tokens / 1e6:.2f}M | {with_error(values)} | {difference} |"
+        minutes = statistics.median(found[name, seed].seconds for seed in seeds) / 60
+        yield f"| {name} | {tokens / 1e6:.2f}M | {minutes:.1f} | {with_error(values)} | {difference} |"
 
 
 def with_error(values: Sequence[float], sign: str = "") -> str:
