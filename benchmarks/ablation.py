@@ -8,7 +8,8 @@ text. A seed determines the initial weights and the order of the data. Differenc
 Other flags are fields of all rows, for trials.
 
 As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores.
-Minutes are those of one core, without the start of the run and without validations. Interrupted runs resume, and finished runs are not repeated.
+Minutes are those of one core, without the start of the run and without validations. Interrupted runs resume, and
+finished runs are not repeated.
 """
 
 import argparse
@@ -43,6 +44,7 @@ REDUCED = {
 ROWS: dict[str, dict[str, dict[str, str]]] = {
     "demo": {
         "the demo": {},
+        "1.3M tokens": {"train.tokens": "1.3M"},
         "earlier recipe": EARLIER,
         "earlier recipe, 1.4M tokens": EARLIER | {"train.tokens": "1.4M"},
         "AdamW": {"train.optimizer.name": "adamw"},
