@@ -56,6 +56,7 @@ def test_waiting_threads_sleep_on_busy_cores(arguments: tuple[str | Path, ...]) 
     assert spin_counts(run_python(*arguments).stderr) == ["0"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("busy_cores")
 def test_waiting_threads_of_a_sidecar_and_of_a_rank_sleep_on_busy_cores(tmp_path: Path) -> None:
     child = start_sidecar("tests.openmp_program", one_core=True)

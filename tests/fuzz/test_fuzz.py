@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_fuzzer_tries_many_inputs_and_keeps_a_crash(tmp_path: Path) -> None:
     if find_spec("atheris") is None:
         cannot_run("needs atheris")

@@ -132,7 +132,7 @@ def test_memory_does_not_grow_with_the_size_of_a_file(tmp_path: Path) -> None:
     assert megabytes < 250
 
 
-@pytest.mark.parametrize("suffix", ["", ".xz"])
+@pytest.mark.parametrize("suffix", ["", pytest.param(".xz", marks=pytest.mark.long)])
 def test_text_with_separator_is_read_document_by_document(tmp_path: Path, suffix: str) -> None:
     path, text = tmp_path / f"a.txt{suffix}", b"some words of prose, " * 20_000 + b"\n\n"
     with lzma.open(path, "wb", preset=0) if suffix else path.open("wb") as file:

@@ -150,6 +150,7 @@ def test_damaged_row_after_checkpoint_is_deleted_with_event(tmp_path: Path) -> N
 COMPILES = Path(__file__).with_name("compiles.py")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_torch_compiles_nothing_into_shared_folder(tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
