@@ -2,10 +2,10 @@
 
     python benchmarks/ablation.py [--model demo | 120m] [--seeds 1337 1 2] [--only NAME...] [--train.tokens 1M]
 
-The first row of a table is the recipe, and each other row changes some of its fields. The earlier recipes are those of
-the first edition: AdamW, larger batches and more tokens. `120m` is tinyllama-120m with a smaller model, on the demo's
-text. A seed determines the initial weights and the order of the data. Differences are those of runs with equal seeds.
-Other flags are fields of all rows, for trials.
+The first row of a table is the recipe, and each other row changes some of its fields. The earlier recipes have
+AdamW, with larger batches and more tokens. `120m` is a smaller model with the proportions of tinyllama-120m, on the
+demo's text. A seed determines the initial weights and the order of the data. Differences are those of runs with equal
+seeds. Other flags are fields of all rows, for trials.
 
 As many runs as there are cores train at a time, with one thread each. This is faster than one run with all cores.
 Minutes are those of one core, without the start of the run and without validations. Interrupted runs resume, and
@@ -22,26 +22,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinyllama.hardware import available_cpu_count
 from tinyllama.runs.run_dir import RunDir
 
-EARLIER = {
+EARLIER: dict[str, Any] = {
     "train.tokens": "3M",
-    "train.batch_sequences": "32",
-    "train.micro_batch_sequences": "32",
-    "train.optimizer": "{name: adamw, learning_rate: 3e-3}",
-    "train.schedule.decay_fraction": "0.4",
+    "train.batch_sequences": 32,
+    "train.micro_batch_sequences": 32,
+    "train.optimizer": {"name": "adamw", "learning_rate": 3e-3},
+    "train.schedule.decay_fraction": 0.4,
 }
-"""Fields of the demo's recipe in the first edition."""
+"""Fields of the demo's earlier recipe, which was tuned for AdamW."""
 REDUCED = {
     "model": "{dim: 384, layers: 12, heads: 6, kv_heads: 2, ffn_dim: 1024, context_length: 512, tie_embeddings: false}",
     "train.sequence_length": "512",
     "train.validation_sequences": "256",
 }
-"""Fields that turn the demo's recipe into tinyllama-120m with 22M parameters, so that it trains in half an hour."""
-ROWS: dict[str, dict[str, dict[str, str]]] = {
+"""Fields for a model with 22M parameters and the proportions of tinyllama-120m, which trains in half an hour."""
+ROWS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "the demo": {},
         "1.3M tokens": {"train.tokens": "1.3M"},
@@ -57,14 +57,14 @@ ROWS: dict[str, dict[str, dict[str, str]]] = {
         "document mask": {"train.document_mask": "true"},
     },
     "120m": {
-        "tinyllama-120m": REDUCED | {"train.tokens": "1.8M"},
+        "the demo's settings": REDUCED | {"train.tokens": "1.8M"},
         "earlier recipe": REDUCED
         | {
             "train.tokens": "3M",
             "train.batch_sequences": "16",
             "train.micro_batch_sequences": "16",
-            "train.optimizer": "{name: adamw, learning_rate: 2e-3}",
-            "train.schedule": "{name: cosine, warmup_steps: 20, final_learning_rate: 2e-4}",
+            "train.optimizer": {"name": "adamw", "learning_rate": 2e-3},
+            "train.schedule": {"name": "cosine", "warmup_steps": 20, "final_learning_rate": 2e-4},
         },
     },
 }
@@ -90,6 +90,8 @@ def main() -> None:
     chosen, fields = parser.parse_known_args()
     make_data(chosen.folder)
     rows = ROWS[chosen.model]
+    if unknown := {*(chosen.only or [])} - rows.keys():
+        parser.error(f"--only {unknown.pop()!r}: no such row; known are {'; '.join(rows)}")
     names = [name for name in rows if not chosen.only or name in chosen.only or name == next(iter(rows))]
     runs = [(name, seed) for seed in chosen.seeds for name in names]
     with ThreadPoolExecutor(available_cpu_count()) as pool:

@@ -1,10 +1,10 @@
-"""Comparison of checkpoint averages with a learning-rate cool-down, by validation loss of the demo's recipe.
+"""Comparison of checkpoint averages with a learning-rate cool-down, by validation loss of the demo's earlier recipe.
 
     python benchmarks/averaging.py [--steps 375] [--folder DIR]
 
-Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
-checkpoint every 25 steps, and the script scores averages of these checkpoints. The other run cools down over its last
-40 % of steps, like the demo. The default folder is that of benchmarks/ablation.py. Interrupted runs resume.
+Two runs of the demo's earlier recipe (benchmarks/ablation.py) use equal initial weights and equal batches. One run has
+a constant learning rate and a checkpoint every 25 steps, and the script scores averages of these checkpoints. The other
+run cools down over its last 40 % of steps. The default folder is that of benchmarks/ablation.py. Interrupted runs resume.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from ablation import flags, make_data, tinyllama
+from ablation import EARLIER, flags, make_data, tinyllama
 
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen = parser.parse_args()
     make_data(chosen.folder)
-    demo = Recipe.load("demo")
+    demo = Recipe.load("demo", EARLIER)
     peak = {"train.schedule.final_learning_rate": demo.train.optimizer.learning_rate}
     cooled = train(chosen.folder, f"cooled-{chosen.steps}", chosen.steps, {})
     constant = train(chosen.folder, f"constant-{chosen.steps}", chosen.steps, peak)
@@ -49,10 +49,11 @@ def main() -> None:
 
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
-    """Train the demo's recipe for `steps` steps on the folder's data, with changed fields; return the run's folder."""
+    """Train the demo's earlier recipe for `steps` steps with changed fields; return the run's folder."""
     changes: dict[str, object] = {
+        **EARLIER,
         "name": name,
-        "train.tokens": steps * Recipe.load("demo").train.batch_tokens,
+        "train.tokens": steps * Recipe.load("demo", EARLIER).train.batch_tokens,
         "checkpoint.every_steps": EVERY,
         "checkpoint.keep": max(count for count, _ in AVERAGES),
         **fields,

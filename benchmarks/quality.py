@@ -3,8 +3,8 @@
     python benchmarks/quality.py [--minutes 6] [--rounds 3] [--only tinyllama "litgpt, our learning rate"]
 
 tinyllama trains the demo's recipe. litgpt, the Hugging Face Trainer and nanochat train on rows of the same text with
-the same tokenizer, once with their defaults and once with the learning rate and batch size of the demo's recipe. Their
-models have as many parameters, within 3 %. Each round has its own seed. Peers are installed under --work.
+the same tokenizer, once with their defaults and once with the learning rate and batch size of the demo's earlier
+recipe. Their models have as many parameters, within 3 %. Each round has its own seed. Peers are installed under --work.
 
 The minutes are those that a user waits: from the start of the process to its end, with imports, compilation into an
 empty cache, and saving. The number of steps is computed from a short run before the first round, and from the last run
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ablation import make_data
+from ablation import EARLIER, make_data
 from measuring import OURS, Measure, number, options, spread, take_turns, write_measures
 from measuring import Program as Recorded
 from peers import PEERS, make_peer, version_of
@@ -79,6 +79,8 @@ class Comparison:
         """Load a recipe with changed fields, and write the windows of the store's held-out documents."""
         self.source, self.fields, self.arguments = source, dict(fields), arguments
         self.recipe = Recipe.load(source, fields)
+        self.earlier = Recipe.load(source, {**fields, **EARLIER}).train
+        """Settings for AdamW."""
         self.tokenizer = Tokenizer.load(self.recipe.tokenizer)
         self.paces: dict[str, Pace] = {}
         documents = list(read_documents(TokenStore.open(self.recipe.data.store)))
@@ -112,7 +114,9 @@ class Comparison:
     def batch_sequences(self, name: str) -> int:
         """Return the number of sequences per step of a program."""
         train = self.recipe.train
-        return train.batch_sequences if name == OURS else int(SETTINGS[name].fields(train, 1)["batch_sequences"])
+        if name == OURS:
+            return train.batch_sequences
+        return int(SETTINGS[name].fields(self.earlier, 1)["batch_sequences"])
 
     def train(self, name: str, steps: int, seed: int, folder: Path) -> float:
         """Train a program's model for `steps` steps in an empty folder, record its pace, and return the seconds."""
@@ -151,7 +155,7 @@ class Comparison:
     def prepare_peer(self, name: str, folder: Path, steps: int, seed: int) -> tuple[list[str | Path], dict[str, Any]]:
         """Return the arguments of Python for a peer, and its job; write the rows that it reads."""
         train = self.recipe.train
-        settings = SETTINGS[name].fields(train, steps)
+        settings = SETTINGS[name].fields(self.earlier, steps)
         batch = settings["batch_sequences"]
         rows = {
             **self.fields,

@@ -1,8 +1,8 @@
 """Settings of the peers of benchmarks/quality.py, as fields of the job that benchmarks/quality_peers.py reads.
 
 Defaults are those of the peer's documented interface, except where they cannot work in minutes on a CPU; `text` says
-which. With our learning rate, a peer takes the learning rate, warm-up and batch size of the recipe, the other settings
-of the recipe's AdamW, and bf16 and compilation.
+which. With our learning rate, a peer takes the settings of the demo's earlier recipe, which was tuned for AdamW, and
+bf16 and compilation.
 """
 
 from collections.abc import Callable
@@ -90,8 +90,8 @@ SETTINGS = {
         litgpt_defaults,
     ),
     "litgpt, our learning rate": Settings(
-        "as above with the recipe's AdamW learning rate, betas, weight decay, warm-up, final learning rate and batch "
-        "size, and fused AdamW",
+        "as above with the learning rate, betas, weight decay, warm-up, final learning rate and batch size of the "
+        "demo's earlier recipe, and fused AdamW",
         litgpt_ours,
     ),
     "transformers": Settings(
@@ -100,8 +100,8 @@ SETTINGS = {
         transformers_defaults,
     ),
     "transformers, our learning rate": Settings(
-        "as above with the recipe's AdamW learning rate, betas, weight decay, warm-up and batch size, bf16 and "
-        "torch_compile",
+        "as above with the learning rate, betas, weight decay, warm-up and batch size of the demo's earlier recipe, "
+        "bf16 and torch_compile",
         transformers_ours,
     ),
     "nanochat": Settings(
@@ -110,7 +110,7 @@ SETTINGS = {
         lambda train, steps: nanochat(16_384 // train.sequence_length, train.sequence_length),
     ),
     "nanochat, our batch size": Settings(
-        "as above with the recipe's batch size, to which nanochat adapts its learning rates",
+        "as above with the batch size of the demo's earlier recipe, to which nanochat adapts its learning rates",
         lambda train, steps: nanochat(train.batch_sequences, train.sequence_length),
     ),
 }

@@ -139,7 +139,8 @@ def environment(work: Work, threads: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return {**os.environ, **KEEP_MEMORY, **fixed}
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    return {**inherited, **KEEP_MEMORY, **fixed}  # without the wait policy that importing tinyllama may have set
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 _SETTINGS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-_SAMPLES, _SECONDS_BETWEEN_SAMPLES = 3, 0.002
+_SAMPLES, _SECONDS_BETWEEN_SAMPLES = 4, 0.005
+_STAT = Path("/proc/stat")
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def choose_wait_policy(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -16,27 +18,33 @@ def choose_wait_policy(environment: MutableMapping[str, str] = os.environ) -> No
     Polling is faster on free cores, and sleeping on busy cores (docs/log.md, "Waiting threads"). torch's OpenMP library
     reads the setting when torch is imported, so nothing changes afterwards. The user's own setting wins.
     """
-    if "torch" not in sys.modules and not _SETTINGS & environment.keys():
-        cores = os.cpu_count() or 1
-        if running_threads(Path("/proc/stat")) - 1 + num_threads(environment) > cores:
-            environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" in sys.modules or _SETTINGS & environment.keys():
+        return
+    others = running_threads() - 1
+    if others > 0 and others + num_threads(environment) > (os.cpu_count() or 1):
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-def running_threads(stat: Path) -> int:
+def running_threads() -> int:
     """Return the number of threads of all processes that run or wait for a core: the lowest of a few samples.
 
-    The number includes the calling thread. `stat` is Linux's /proc/stat; without this file the result is 1.
+    The number includes the calling thread. Without Linux's /proc/stat the result is 1.
     """
-    if not stat.is_file():
-        return 1
-    samples = []
-    for _ in range(_SAMPLES):
-        samples.append(int(stat.read_text().split("procs_running")[1].split()[0]))
-        time.sleep(_SECONDS_BETWEEN_SAMPLES)
-    return min(samples)
+    lowest = sys.maxsize
+    for sample in range(_SAMPLES):
+        if sample:
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
+        try:
+            lowest = min(lowest, int(_STAT.read_text().partition("procs_running")[2].split()[0]))
+        except (OSError, IndexError, ValueError):
+            return 1
+    return lowest
 
 
 def num_threads(environment: Mapping[str, str]) -> int:
-    """Return the number of threads that OpenMP will start: OMP_NUM_THREADS, or the number of available cores."""
-    text = environment.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() else len(os.sched_getaffinity(0))
+    """Return the number of threads that torch will start: OMP_NUM_THREADS, or the number of physical cores."""
+    text = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if text.isdigit():
+        return int(text)
+    files = [Path(_SIBLINGS.format(cpu)) for cpu in os.sched_getaffinity(0)]
+    return len({file.read_text() if file.is_file() else str(file) for file in files})
