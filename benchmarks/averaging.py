@@ -4,7 +4,8 @@
 
 Two runs of the demo's earlier recipe (benchmarks/ablation.py) use equal initial weights and equal batches. One run has
 a constant learning rate and a checkpoint every 25 steps, and the script scores averages of these checkpoints. The other
-run cools down over its last 40 % of steps. The default folder is that of benchmarks/ablation.py. Interrupted runs resume.
+run cools down over its last 40 % of steps. The default folder is that of benchmarks/ablation.py. Interrupted runs
+resume.
 """
 
 import argparse
