@@ -67,7 +67,7 @@ bench-quality: .venv/installed-dev
 bench-1b: .venv/installed-dev
 	$(BIN)/python benchmarks/training_1b.py
 
-# Trains the demo with other optimizer settings, with one of them changed at a time, over three seeds.
+# Trains the demo with one setting of its recipe changed at a time, over three seeds.
 bench-ablation: .venv/installed-dev
 	$(BIN)/python benchmarks/ablation.py
 

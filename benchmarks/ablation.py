@@ -35,12 +35,20 @@ EARLIER: dict[str, Any] = {
     "train.schedule.decay_fraction": 0.4,
 }
 """Fields of the demo's earlier recipe, which was tuned for AdamW."""
-REDUCED = {
-    "model": "{dim: 384, layers: 12, heads: 6, kv_heads: 2, ffn_dim: 1024, context_length: 512, tie_embeddings: false}",
-    "train.sequence_length": "512",
-    "train.validation_sequences": "256",
+REDUCED: dict[str, Any] = {
+    "model": {
+        "dim": 384,
+        "layers": 12,
+        "heads": 6,
+        "kv_heads": 2,
+        "ffn_dim": 1024,
+        "context_length": 512,
+        "tie_embeddings": False,
+    },
+    "train.sequence_length": 512,
+    "train.validation_sequences": 256,
 }
-"""Fields for a model with 22M parameters and the proportions of tinyllama-120m, which trains in half an hour."""
+"""Fields for a model with 22M parameters and the proportions of tinyllama-120m."""
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
         "the demo": {},
@@ -48,21 +56,21 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "earlier recipe": EARLIER,
         "earlier recipe, 1.4M tokens": EARLIER | {"train.tokens": "1.4M"},
         "AdamW": {"train.optimizer.name": "adamw"},
-        "16 sequences per step": {"train.batch_sequences": "16", "train.micro_batch_sequences": "16"},
-        "one learning rate": {"train.optimizer.embedding_learning_rate": "3e-3"},
-        "rows not normalized": {"train.optimizer.normalize_rows": "false"},
-        "decay over 40 %": {"train.schedule.decay_fraction": "0.4"},
-        "momentum 0.95": {"train.optimizer.momentum": "0.95"},
-        "5 iterations": {"train.optimizer.newton_schulz_steps": "5"},
-        "document mask": {"train.document_mask": "true"},
+        "16 sequences per step": {"train.batch_sequences": 16, "train.micro_batch_sequences": 16},
+        "one learning rate": {"train.optimizer.embedding_learning_rate": 3e-3},
+        "rows not normalized": {"train.optimizer.normalize_rows": False},
+        "decay over 40 %": {"train.schedule.decay_fraction": 0.4},
+        "momentum 0.95": {"train.optimizer.momentum": 0.95},
+        "5 iterations": {"train.optimizer.newton_schulz_steps": 5},
+        "document mask": {"train.document_mask": True},
     },
     "120m": {
         "the demo's settings": REDUCED | {"train.tokens": "1.8M"},
         "earlier recipe": REDUCED
         | {
             "train.tokens": "3M",
-            "train.batch_sequences": "16",
-            "train.micro_batch_sequences": "16",
+            "train.batch_sequences": 16,
+            "train.micro_batch_sequences": 16,
             "train.optimizer": {"name": "adamw", "learning_rate": 2e-3},
             "train.schedule": {"name": "cosine", "warmup_steps": 20, "final_learning_rate": 2e-4},
         },
@@ -88,11 +96,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="rows besides the first one; default: all")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/demo")
     chosen, fields = parser.parse_known_args()
+    first, *others = ROWS[chosen.model]
+    if unknown := {*(chosen.only or [])} - {first, *others}:
+        parser.error(f"--only {unknown.pop()!r}: no such row; known are {'; '.join([first, *others])}")
+    names = [first, *(name for name in others if not chosen.only or name in chosen.only)]
     make_data(chosen.folder)
-    rows = ROWS[chosen.model]
-    if unknown := {*(chosen.only or [])} - rows.keys():
-        parser.error(f"--only {unknown.pop()!r}: no such row; known are {'; '.join(rows)}")
-    names = [name for name in rows if not chosen.only or name in chosen.only or name == next(iter(rows))]
     runs = [(name, seed) for seed in chosen.seeds for name in names]
     with ThreadPoolExecutor(available_cpu_count()) as pool:
         found = pool.map(lambda run: train(chosen.folder, chosen.model, *run, fields), runs)

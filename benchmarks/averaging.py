@@ -46,7 +46,7 @@ def main() -> None:
     for count, decay in AVERAGES:
         checkpoints = averaged_checkpoints(RunDir(constant).find_checkpoint(), count)
         print_row(name_of(count, decay), score(checkpoints, decay, validation), last)
-    print_row("the demo's cool-down", score([RunDir(cooled).find_checkpoint()], 1.0, validation), last)
+    print_row("cool-down instead", score([RunDir(cooled).find_checkpoint()], 1.0, validation), last)
 
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:

@@ -1,12 +1,21 @@
-"""Program and sidecar that imports tinyllama and torch, in this order unless the argument is `torch-first`."""
+"""Program and sidecar that imports tinyllama and torch, in this order unless the argument is `torch-first`.
+
+With the argument `busy` it computes for two minutes instead.
+"""
 
 import os
 import sys
+import time
 
 
-def main(order: str = "") -> int:
+def main(action: str = "") -> int:
     """Import both packages, and print the policy that child processes would get."""
-    if order == "torch-first":
+    if action == "busy":
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            pass
+        return 0
+    if action == "torch-first":
         import torch  # noqa: F401
     import tinyllama
 

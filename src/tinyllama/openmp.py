@@ -28,16 +28,18 @@ def choose_wait_policy(environment: MutableMapping[str, str] = os.environ) -> No
 def running_threads() -> int:
     """Return the number of threads of all processes that run or wait for a core: the lowest of a few samples.
 
-    The number includes the calling thread. Without Linux's /proc/stat the result is 1.
+    The number includes the calling thread. Sampling ends when no other thread runs, so that most imports do not wait.
+    Without Linux's /proc/stat the result is 1.
     """
     lowest = sys.maxsize
-    for sample in range(_SAMPLES):
-        if sample:
-            time.sleep(_SECONDS_BETWEEN_SAMPLES)
+    for _ in range(_SAMPLES):
         try:
             lowest = min(lowest, int(_STAT.read_text().partition("procs_running")[2].split()[0]))
         except (OSError, IndexError, ValueError):
             return 1
+        if lowest == 1:
+            break
+        time.sleep(_SECONDS_BETWEEN_SAMPLES)
     return lowest
 
 

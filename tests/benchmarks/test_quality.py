@@ -103,6 +103,8 @@ def test_own_run_has_the_score_of_its_model_on_the_held_out_text(script, small, 
     comparison = script["Comparison"](small / "recipe.yaml", {}, arguments)
     folder = tmp_path / "run"
     folder.mkdir()
+    earlier = {comparison.batch_sequences(name) for name in script["SETTINGS"] if ", our" in name}
+    assert earlier == {32} != {comparison.batch_sequences("tinyllama")}
     seconds = comparison.train("tinyllama", 8, 7, folder)
     found = comparison.score("tinyllama", folder)
 

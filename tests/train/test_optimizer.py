@@ -61,7 +61,10 @@ def test_only_embedding_and_head_step_at_the_embedding_rate(small: Path, name: s
     assert rates == {name: pytest.approx(6e-3 if name in embeddings else 1.5e-3) for name in names.values()}
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.bfloat16)],
+)
 def test_muon_gets_the_parts_of_stacked_matrices_and_its_settings(
     small: Path, precision: torch.dtype, dtype: torch.dtype
 ) -> None:
